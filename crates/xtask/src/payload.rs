@@ -1,0 +1,229 @@
+//! The release payload that demo and tests use: from the official download site where it can be reached, else from
+//! Debian's own sources and packages.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+use camino::{Utf8Path, Utf8PathBuf};
+
+use crate::debian::Apt;
+use crate::run::{cargo, output, run};
+use crate::{cache, debian};
+
+/// The Kubernetes version of Debian 12's source package `kubernetes`.
+const DEBIAN_KUBERNETES: &str = "1.20.2";
+const COMPONENTS: &[&str] =
+    &["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"];
+
+/// What everything here needs from Debian. dpkg-dev to mips: sources; the others: Kubernetes' own build.
+const BUILD_PACKAGES: &[&str] = &["dpkg-dev", "gcc", "golang-1.19-go", "jq", "libc6-dev", "make", "rsync", "xz-utils"];
+/// What machines on this host need.
+const HOST_PACKAGES: &[&str] = &["gcc", "iproute2", "iptables", "libc6-dev"];
+
+/// A payload ready for use.
+#[derive(Debug, Clone)]
+pub(crate) struct Payload {
+    /// Its directory.
+    pub(crate) dir: Utf8PathBuf,
+    /// The public key that its signature is checked with.
+    pub(crate) key: Utf8PathBuf,
+    /// The directory of the binaries it was made from, where it was made here.
+    pub(crate) binaries: Option<Utf8PathBuf>,
+}
+
+/// Built programs of kprov.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    /// The directory with `kprov` and `kprov-node`.
+    pub(crate) dir: Utf8PathBuf,
+}
+
+impl Programs {
+    /// Builds `kprov` and `kprov-node`; with optimisation where `release`.
+    pub(crate) fn build(release: bool) -> Result<Self> {
+        let target = cache::target()?;
+        let mut build = cargo();
+        build.env("CARGO_TARGET_DIR", &target).args(["build", "--locked", "-p", "kprov", "-p", "kprov-node"]);
+        if release {
+            build.arg("--release");
+        }
+        run(&mut build)?;
+        Ok(Self { dir: target.join(if release { "release" } else { "debug" }) })
+    }
+
+    /// A `kprov` command.
+    pub(crate) fn kprov(&self) -> Command {
+        Command::new(self.dir.join("kprov"))
+    }
+}
+
+/// Installs what machines on this host and kprov's own build need.
+pub(crate) fn host_packages() -> Result<()> {
+    debian::install(HOST_PACKAGES)
+}
+
+/// The payload, made if it isn't in the cache (or isn't whole).
+pub(crate) fn ensure() -> Result<Payload> {
+    host_packages()?;
+    let programs = Programs::build(true)?;
+    ensure_with(&programs)
+}
+
+/// The same, with programs built before.
+pub(crate) fn ensure_with(programs: &Programs) -> Result<Payload> {
+    if let Some(version) = reachable_stable() {
+        eprintln!("the official download site is reachable: using Kubernetes {version}");
+        return make(programs, &format!("online-{version}"), &version, &["--online".to_owned()], None);
+    }
+    eprintln!("the official download site can't be reached: using Kubernetes {DEBIAN_KUBERNETES} from Debian's sources");
+    let binaries = debian_kubernetes()?;
+    from_binaries(programs, &format!("debian-{DEBIAN_KUBERNETES}"), DEBIAN_KUBERNETES, &binaries, &[])
+}
+
+/// Debian's Kubernetes, whatever else can be reached: what CI runs.
+pub(crate) fn debian_with(programs: &Programs) -> Result<Payload> {
+    let binaries = debian_kubernetes()?;
+    from_binaries(programs, &format!("debian-{DEBIAN_KUBERNETES}"), DEBIAN_KUBERNETES, &binaries, &[])
+}
+
+/// A payload from a directory of Kubernetes binaries; what it lacks (etcd, containerd, runc, CNI) comes from Debian.
+pub(crate) fn from_binaries(
+    programs: &Programs,
+    name: &str,
+    version: &str,
+    binaries: &Utf8Path,
+    more: &[String],
+) -> Result<Payload> {
+    let host = debian_host_programs()?;
+    let mut args = vec!["--no-host".to_owned()];
+    for dir in [binaries.to_owned(), host.join("usr/bin"), host.join("usr/sbin"), host.join("usr/lib/cni")] {
+        args.extend(["--from".to_owned(), dir.into_string()]);
+    }
+    args.extend_from_slice(more);
+    make(programs, name, version, &args, Some(binaries.to_owned()))
+}
+
+fn make(programs: &Programs, name: &str, version: &str, args: &[String], binaries: Option<Utf8PathBuf>) -> Result<Payload> {
+    let dir = cache::dir()?.join("payloads");
+    std::fs::create_dir_all(&dir)?;
+    let private = dir.join("signing.key");
+    let key = dir.join("signing.key.pub");
+    if !key.exists() {
+        run(programs.kprov().args(["release", "keygen", "--out"]).arg(&private))?;
+    }
+    let payload = Payload { dir: dir.join(name), key, binaries };
+    let whole = programs
+        .kprov()
+        .args(["release", "verify"])
+        .arg(&payload.dir)
+        .arg("--release-key")
+        .arg(&payload.key)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?
+        .success();
+    if !whole {
+        if payload.dir.exists() {
+            std::fs::remove_dir_all(&payload.dir)?;
+        }
+        run(programs
+            .kprov()
+            .args(["release", "create", "--version", version, "--sign-key"])
+            .arg(&private)
+            .arg("--out")
+            .arg(&payload.dir)
+            .args(args))?;
+    }
+    Ok(payload)
+}
+
+/// Payloads for every release below the directory that `KPROV_TEST_RELEASES` names: its entries are payloads (with
+/// `release.json`) or directories of binaries.
+pub(crate) fn test_releases(programs: &Programs) -> Result<Vec<Payload>> {
+    let Ok(root) = std::env::var("KPROV_TEST_RELEASES") else { return Ok(Vec::new()) };
+    let root = Utf8PathBuf::from(root);
+    let mut entries: Vec<_> = root
+        .read_dir_utf8()
+        .with_context(|| format!("can't list `{root}`, which KPROV_TEST_RELEASES names"))?
+        .filter_map(Result::ok)
+        .map(camino::Utf8DirEntry::into_path)
+        .collect();
+    entries.sort();
+    let mut payloads = Vec::new();
+    for entry in entries {
+        let name = entry.file_name().unwrap_or_default().to_owned();
+        if entry.join("release.json").exists() {
+            // Somebody else's payload: whoever names it here vouches for it, so the tests take its digests as they are.
+            payloads.push(Payload { dir: entry, key: Utf8PathBuf::new(), binaries: None });
+        } else if entry.join("kube-apiserver").exists() {
+            let text = output(Command::new(entry.join("kube-apiserver")).arg("--version"))?;
+            let version = text.trim().trim_start_matches("Kubernetes v").to_owned();
+            payloads.push(from_binaries(programs, &format!("test-{name}"), &version, &entry, &[])?);
+        }
+    }
+    Ok(payloads)
+}
+
+/// The newest stable version at the official download site; `None` where it can't be reached.
+fn reachable_stable() -> Option<String> {
+    let text = output(Command::new("curl").args(["-fsSL", "--max-time", "5", "https://dl.k8s.io/release/stable.txt"])).ok()?;
+    text.trim().strip_prefix('v').map(str::to_owned)
+}
+
+/// etcd, containerd, runc and the CNI plugins out of Debian's packages, unpacked and not installed.
+fn debian_host_programs() -> Result<Utf8PathBuf> {
+    let root = cache::dir()?.join("debian-programs");
+    let done = root.join(".done");
+    if !done.exists() {
+        let apt = Apt::new(cache::dir()?.join("apt"))?;
+        apt.unpack(&["etcd-server", "etcd-client", "containerd", "runc", "containernetworking-plugins"], &root)?;
+        std::fs::write(done, "")?;
+    }
+    Ok(root)
+}
+
+/// Kubernetes from Debian's source package, built with Debian's Go: 6 to 15 minutes on 2 cores, then cached.
+pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
+    let root = cache::dir()?.join(format!("debian-kubernetes-{DEBIAN_KUBERNETES}"));
+    let bin = root.join("bin");
+    if COMPONENTS.iter().all(|c| bin.join(c).exists()) {
+        return Ok(bin);
+    }
+    debian::install(BUILD_PACKAGES)?;
+    let apt = Apt::new(cache::dir()?.join("apt"))?;
+    let source = apt.source("kubernetes", &root)?;
+    let stamp = root.join("version.sh");
+    std::fs::write(
+        &stamp,
+        format!(
+            "KUBE_GIT_COMMIT=debian\nKUBE_GIT_TREE_STATE=archive\nKUBE_GIT_VERSION=v{DEBIAN_KUBERNETES}\nKUBE_GIT_MAJOR=1\nKUBE_GIT_MINOR=20\n"
+        ),
+    )?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    run(Command::new("make")
+        .current_dir(&source)
+        .env("PATH", format!("/usr/lib/go-1.19/bin:{path}"))
+        .env("GOCACHE", root.join("gocache"))
+        .env("GOFLAGS", "")
+        .env("KUBE_GIT_VERSION_FILE", &stamp)
+        .env("KUBE_STATIC_OVERRIDES", COMPONENTS.join(" "))
+        .args(["--silent", "all"])
+        .arg(format!("WHAT={}", COMPONENTS.iter().map(|c| format!("cmd/{c}")).collect::<Vec<_>>().join(" "))))?;
+    let built = source.join("_output/local/bin/linux").join(go_arch());
+    let unfinished = root.join("bin.new");
+    std::fs::create_dir_all(&unfinished)?;
+    for component in COMPONENTS {
+        let from = built.join(component);
+        std::fs::copy(&from, unfinished.join(component)).with_context(|| format!("the build left no `{from}`"))?;
+    }
+    std::fs::rename(&unfinished, &bin)?;
+    // The sources and Go's cache are some 4 GB that nothing needs any more.
+    for done in ["kubernetes", "gocache"] {
+        std::fs::remove_dir_all(root.join(done))?;
+    }
+    Ok(bin)
+}
+
+fn go_arch() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+}

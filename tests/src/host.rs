@@ -1,0 +1,80 @@
+//! What is on this host: listed before and after, so that a test can show that nothing stays.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// Everything that a cluster could leave behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces(BTreeSet<String>);
+
+impl Traces {
+    /// Lists interfaces, mounts, control groups, processes, firewall rules, routes and kprov's own directories.
+    pub fn list() -> Self {
+        let mut all = BTreeSet::new();
+        for entry in fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+            all.insert(format!("interface {}", entry.file_name().to_string_lossy()));
+        }
+        for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+            if let Some(point) = line.split(' ').nth(4) {
+                all.insert(format!("mount {point}"));
+            }
+        }
+        groups(Path::new("/sys/fs/cgroup"), 0, &mut all);
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            // Whatever else runs on the host comes and goes; these are what clusters consist of.
+            let ours = ["kprov", "kube", "etcd", "containerd", "/pause", "runc", "coredns"];
+            if ours.iter().any(|o| line.contains(o)) && !line.contains("xtask") && !line.contains("nextest") && !line.contains("kprov_e2e") {
+                let pid = entry.file_name();
+                if pid.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) && !own_or_test(&pid.to_string_lossy()) {
+                    all.insert(format!("process {} {line}", pid.to_string_lossy()));
+                }
+            }
+        }
+        for dir in ["/var/lib/kprov", "/var/lib/kprov/local", "/run/kprov", "/run/netns", "/etc/cni/net.d"] {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                all.insert(format!("file {}", entry.path().display()));
+            }
+        }
+        for (program, args) in [("iptables-save", &[][..]), ("ip", &["route", "show", "table", "all"][..])] {
+            if let Ok(out) = Command::new(program).args(args).output() {
+                for line in String::from_utf8_lossy(&out.stdout).lines().filter(|l| !l.starts_with('#') && !l.starts_with(':')) {
+                    all.insert(format!("{program} {line}"));
+                }
+            }
+        }
+        Self(all)
+    }
+
+    /// What is here and was not in `before`.
+    pub fn new_since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// What was in `before` and isn't here: someone else's things that were taken away.
+    pub fn gone_since(&self, before: &Self) -> Vec<String> {
+        before.0.difference(&self.0).filter(|t| !t.starts_with("process")).cloned().collect()
+    }
+}
+
+/// Whether a process is this one or its parent (the test runner, whose arguments may name anything).
+fn own_or_test(pid: &str) -> bool {
+    let me = std::process::id().to_string();
+    let parent = std::os::unix::process::parent_id().to_string();
+    pid == me || pid == parent
+}
+
+fn groups(dir: &Path, depth: u32, all: &mut BTreeSet<String>) {
+    if depth > 6 {
+        return;
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            all.insert(format!("cgroup {}", entry.path().display()));
+            groups(&entry.path(), depth + 1, all);
+        }
+    }
+}

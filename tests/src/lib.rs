@@ -1,0 +1,30 @@
+//! The end-to-end tests' harness: real `kprov`, real machines, real Kubernetes.
+//!
+//! `cargo xtask test` sets `KPROV_BIN` (directory of kprov's programs), `KPROV_TEST_PAYLOADS` (`dir=key` pairs, `:` between)
+//! and `KPROV_TEST_BINARIES` (a directory with `kubectl`). Without them the tests say so and fail in CI.
+
+mod cluster;
+mod host;
+mod payload;
+mod prober;
+
+pub use cluster::{Cluster, Kubectl};
+pub use host::Traces;
+pub use payload::{Payload, payloads};
+pub use prober::{Prober, Probes};
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// Asks again every 200 ms until `check` returns something, or fails with the last reason.
+pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match check() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > limit => bail!("{what}: not within {limit:?}: {error:#}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}

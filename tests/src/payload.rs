@@ -1,0 +1,59 @@
+//! The release payloads under test.
+
+use anyhow::{Context as _, Result, bail};
+use camino::Utf8PathBuf;
+
+/// One payload.
+#[derive(Debug, Clone)]
+pub struct Payload {
+    /// Its directory.
+    pub dir: Utf8PathBuf,
+    /// The public key of its signature; `None`: taken as it is.
+    pub key: Option<Utf8PathBuf>,
+    /// The Kubernetes version it says it is.
+    pub version: String,
+}
+
+impl Payload {
+    /// The options that make `kprov` take it.
+    pub fn options(&self) -> Vec<String> {
+        let mut options = vec!["--release".to_owned(), self.dir.to_string()];
+        match &self.key {
+            Some(key) => options.extend(["--release-key".to_owned(), key.to_string()]),
+            None => options.push("--insecure-release".to_owned()),
+        }
+        options
+    }
+
+    /// The minor version's number.
+    pub fn minor(&self) -> u32 {
+        self.version.split('.').nth(1).and_then(|m| m.parse().ok()).unwrap_or_default()
+    }
+
+    /// An image of the payload, as pods refer to it.
+    pub fn image(&self, component: &str) -> Result<String> {
+        let release: serde_json::Value = serde_json::from_slice(&std::fs::read(self.dir.join("release.json"))?)?;
+        let image = &release["images"][component];
+        let part = |key: &str| image[key].as_str().with_context(|| format!("the release has no image of {component}"));
+        Ok(format!("{}@{}", part("reference")?, part("digest")?))
+    }
+}
+
+/// All payloads that `KPROV_TEST_PAYLOADS` names. None at all is an error: a test that ran nothing must not pass.
+pub fn payloads() -> Result<Vec<Payload>> {
+    let list = std::env::var("KPROV_TEST_PAYLOADS").context("KPROV_TEST_PAYLOADS is not set: run the tests by `cargo xtask test`")?;
+    let mut payloads = Vec::new();
+    for entry in list.split(':').filter(|e| !e.is_empty()) {
+        let (dir, key) = entry.split_once('=').unwrap_or((entry, ""));
+        let dir = Utf8PathBuf::from(dir);
+        let text = std::fs::read(dir.join("release.json")).with_context(|| format!("`{dir}` is no payload"))?;
+        let release: serde_json::Value = serde_json::from_slice(&text)?;
+        let version = release["kubernetes"].as_str().context("release.json names no version")?.to_owned();
+        payloads.push(Payload { dir, key: (!key.is_empty()).then(|| key.into()), version });
+    }
+    if payloads.is_empty() {
+        bail!("KPROV_TEST_PAYLOADS names no payload");
+    }
+    eprintln!("Kubernetes versions under test: {}", payloads.iter().map(|p| p.version.as_str()).collect::<Vec<_>>().join(", "));
+    Ok(payloads)
+}

@@ -1,0 +1,395 @@
+//! `kprov up` on this machine, on real Kubernetes, for each payload under test.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use kprov_e2e::{Cluster, Kubectl, Payload, Prober, Traces, payloads, wait_for};
+use serde_json::{Value, json};
+
+/// One control-plane machine: self-hosted, nothing lost at the pivot, nothing changed by a second `up`, all of what pods
+/// need works, it comes back from a power cut, and nothing stays after `down`.
+#[test]
+fn one_machine() -> Result<()> {
+    for payload in payloads()? {
+        let before = Traces::list();
+        {
+            let cluster = Cluster::new("e2e-one")?;
+            up_with_prober(&cluster, &payload, 1, 0)?;
+            let kubectl = cluster.kubectl(&payload)?;
+            self_hosted(&kubectl, &payload, 1, 0)?;
+            second_up_changes_nothing(&cluster, &kubectl, &payload, 1, 0)?;
+            hardened(&kubectl, &payload)?;
+            workloads(&cluster, &kubectl, &payload)?;
+            power_cut(&cluster, &kubectl, &payload)?;
+            cluster.down()?;
+        }
+        nothing_left(&before)?;
+    }
+    Ok(())
+}
+
+/// Three control-plane machines and two workers, and beside them another cluster that must not notice anything.
+#[test]
+fn three_and_two() -> Result<()> {
+    let payload = payloads()?.pop().context("no payload")?;
+    let before = Traces::list();
+    {
+        let cluster = Cluster::new("e2e-ha")?;
+        up_with_prober(&cluster, &payload, 3, 2)?;
+        let kubectl = cluster.kubectl(&payload)?;
+        self_hosted(&kubectl, &payload, 3, 2)?;
+        second_up_changes_nothing(&cluster, &kubectl, &payload, 3, 2)?;
+        workloads(&cluster, &kubectl, &payload)?;
+
+        let with_first = Traces::list();
+        let other = Cluster::new("e2e-other")?;
+        let out = other.kprov(&["plan", "--name", "e2e-other"]).args(payload.options()).output()?;
+        ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        other.up(&payload, 1, 0)?;
+        other.down()?;
+        let gone = Traces::list().gone_since(&with_first);
+        ensure!(gone.is_empty(), "`down` of another cluster took these away: {gone:#?}");
+        kubectl.run(&["get", "nodes"])?;
+        cluster.down()?;
+    }
+    nothing_left(&before)
+}
+
+/// `kill -9` of `kprov up` at the boundaries of its steps, then `up` again: completes, nothing twice.
+#[test]
+fn killed_at_every_boundary() -> Result<()> {
+    let payload = payloads()?.remove(0);
+    let full = std::env::var("KPROV_TEST_FULL").is_ok_and(|v| v == "1");
+    let before = Traces::list();
+    let cluster = Cluster::new("e2e-kill")?;
+    let mut kills = 0;
+    if full {
+        // Each kill alone, on a cluster of its own.
+        for boundary in 0.. {
+            if !killed_at(&cluster, &payload, boundary)? {
+                break;
+            }
+            kills += 1;
+            cluster.up(&payload, 1, 0).with_context(|| format!("after a kill at boundary {boundary}"))?;
+            self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 0)?;
+            cluster.down()?;
+        }
+    } else {
+        // All kills one after the other on one cluster: each run gets one boundary further than the one before.
+        for boundary in 0.. {
+            if !killed_at(&cluster, &payload, boundary)? {
+                break;
+            }
+            kills += 1;
+        }
+        cluster.up(&payload, 1, 0)?;
+        self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 0)?;
+    }
+    ensure!(kills >= 8, "only {kills} boundaries were met");
+    eprintln!("killed at {kills} boundaries");
+    cluster.down()?;
+    drop(cluster);
+    nothing_left(&before)
+}
+
+/// Starts `up` and kills it at its n-th event; `false` if it ended before.
+fn killed_at(cluster: &Cluster, payload: &Payload, boundary: usize) -> Result<bool> {
+    let mut command = cluster.up_command(payload, 1, 0);
+    command.args(["--progress", "json"]).stderr(Stdio::piped()).stdout(Stdio::null());
+    // The harness asks for plain lines first; the last one given counts.
+    let mut child = command.spawn()?;
+    let stderr = child.stderr.take().context("no stderr")?;
+    let mut seen = 0;
+    let mut text = String::new();
+    for line in BufReader::new(stderr).lines() {
+        let line = line?;
+        if line.contains("\"event\":\"started\"") || line.contains("\"event\":\"finished\"") {
+            if seen == boundary {
+                child.kill()?;
+                child.wait()?;
+                return Ok(true);
+            }
+            seen += 1;
+        }
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "`up` failed by itself before event {boundary}:\n{text}");
+    Ok(false)
+}
+
+/// Runs `up` with two clients at it from the first answer on: one through the endpoint, as anybody outside would come, and
+/// one at the first machine's own front.
+fn up_with_prober(cluster: &Cluster, payload: &Payload, control_plane: u32, workers: u32) -> Result<()> {
+    let start = Instant::now();
+    let mut command = cluster.up_command(payload, control_plane, workers);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let waiter = std::thread::spawn(move || child.wait_with_output());
+    let config = wait_for("kubeconfig", Duration::from_secs(120), || {
+        ensure!(!waiter.is_finished(), "`up` ended");
+        Ok(std::fs::read_to_string(cluster.kubeconfig())?)
+    });
+    let prober = config.and_then(|config| Prober::start(&config, None, 20));
+    let out = match waiter.join() {
+        Ok(out) => out?,
+        Err(_) => anyhow::bail!("the thread that waits for `up` died"),
+    };
+    ensure!(out.status.success(), "{}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
+    let took = start.elapsed();
+    // Some seconds more, for what only breaks once `up` is gone.
+    std::thread::sleep(Duration::from_secs(5));
+    let probes = prober?.stop()?;
+    eprintln!(
+        "Kubernetes {}: {control_plane} + {workers} up in {:.1} s; {} requests on new TLS connections, {} failed, longest {} ms",
+        payload.version,
+        took.as_secs_f64(),
+        probes.succeeded,
+        probes.failed.len(),
+        probes.longest.as_millis()
+    );
+    ensure!(probes.succeeded > 100, "only {} requests were made", probes.succeeded);
+    ensure!(probes.failed.is_empty(), "requests failed: {:#?}\n{}", probes.failed, String::from_utf8_lossy(&out.stderr));
+    Ok(())
+}
+
+/// All nodes Ready, the control plane made of API objects, etcd the only static pod, all of the version asked for.
+fn self_hosted(kubectl: &Kubectl, payload: &Payload, control_plane: u64, workers: u64) -> Result<()> {
+    let nodes = kubectl.get(&["nodes"])?;
+    let ready = items(&nodes).filter(|n| condition(n, "Ready") == Some("True")).count() as u64;
+    ensure!(ready == control_plane + workers, "{ready} nodes are Ready: {}", kubectl.run(&["get", "nodes", "-o", "wide"])?);
+    for node in items(&nodes) {
+        ensure!(node["status"]["nodeInfo"]["kubeletVersion"] == format!("v{}", payload.version), "{}", node["status"]["nodeInfo"]);
+    }
+    let version: Value = serde_json::from_str(&kubectl.run(&["get", "--raw", "/version"])?)?;
+    ensure!(version["gitVersion"] == format!("v{}", payload.version), "{version}");
+
+    let sets = kubectl.get(&["ds", "-n", "kube-system"])?;
+    let set = |name: &str| items(&sets).find(|d| d["metadata"]["name"] == name).cloned().with_context(|| format!("no DaemonSet {name}"));
+    ensure!(set("kube-apiserver")?["status"]["numberReady"] == control_plane, "{sets}");
+    ensure!(set("kube-proxy")?["status"]["numberReady"] == control_plane + workers, "{sets}");
+    let deployments = kubectl.get(&["deploy", "-n", "kube-system"])?;
+    for name in ["kube-controller-manager", "kube-scheduler"] {
+        let deployment = items(&deployments).find(|d| d["metadata"]["name"] == name).with_context(|| format!("no Deployment {name}"))?;
+        ensure!(deployment["status"]["availableReplicas"] == control_plane, "{deployment}");
+    }
+    let pods = kubectl.get(&["pods", "-n", "kube-system"])?;
+    let mirrors: Vec<_> = items(&pods)
+        .filter(|p| !p["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null())
+        .filter_map(|p| p["metadata"]["name"].as_str())
+        .collect();
+    ensure!(mirrors.len() as u64 == control_plane && mirrors.iter().all(|m| m.starts_with("etcd-")), "static pods: {mirrors:?}");
+    Ok(())
+}
+
+/// A second `up` takes under a minute and changes no object and no machine.
+fn second_up_changes_nothing(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload, control_plane: u32, workers: u32) -> Result<()> {
+    let fingerprint = || -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for kind in ["ds", "deploy", "cm", "sa", "pods"] {
+            let list = kubectl.get(&[kind, "-n", "kube-system"])?;
+            for item in items(&list) {
+                // generation and restarts, as resourceVersion also changes with every status.
+                let restarts: Vec<_> =
+                    item["status"]["containerStatuses"].as_array().into_iter().flatten().map(|c| &c["restartCount"]).collect();
+                all.push(format!("{kind} {} {} {} {restarts:?}", item["metadata"]["name"], item["metadata"]["uid"], item["metadata"]["generation"]));
+            }
+        }
+        let machines = cluster.kprov(&["status", "--name", &cluster.name, "-o", "json"]).output()?;
+        let status: Value = serde_json::from_slice(&machines.stdout).context("`kprov status -o json` printed no JSON")?;
+        all.push(status["machines"].to_string());
+        Ok(all)
+    };
+    let before = fingerprint()?;
+    let start = Instant::now();
+    cluster.up(payload, control_plane, workers)?;
+    ensure!(start.elapsed() < Duration::from_secs(60), "the second `up` took {:?}", start.elapsed());
+    let after = fingerprint()?;
+    ensure!(before == after, "the second `up` changed something:\n{before:#?}\n{after:#?}");
+    Ok(())
+}
+
+/// What a CIS Kubernetes benchmark would look at, as seen from outside.
+fn hardened(kubectl: &Kubectl, payload: &Payload) -> Result<()> {
+    let server = kubectl.run(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+    let anonymous = |path: &str| -> Result<String> {
+        let out = std::process::Command::new("curl")
+            .args(["-sk", "-o", "/dev/null", "-w", "%{http_code}"])
+            .arg(format!("{server}{path}"))
+            .output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    for path in ["/livez", "/readyz", "/healthz"] {
+        ensure!(anonymous(path)? == "200", "{path} must answer anybody");
+    }
+    for path in ["/api", "/api/v1/namespaces", "/version", "/metrics", "/apis"] {
+        let code = anonymous(path)?;
+        ensure!(code == "401" || code == "403", "{path} answered {code} to anybody");
+    }
+    let privileged = pod(payload, "privileged", json!({"privileged": true}), &["etcd"])?;
+    ensure!(kubectl.apply(&privileged).is_err(), "a privileged pod was let into namespace default");
+    // Kubelet's serving certificates are signed: logs work with the API server verifying them.
+    kubectl.eventually(Duration::from_secs(60), &["logs", "-n", "kube-system", "ds/kube-proxy", "--tail=1"])?;
+    Ok(())
+}
+
+fn pod(payload: &Payload, name: &str, security: Value, command: &[&str]) -> Result<Value> {
+    Ok(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
+        "spec": {
+            "tolerations": [{"operator": "Exists"}],
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "main", "image": payload.image("etcd")?, "command": command, "securityContext": security,
+            }],
+        },
+    }))
+}
+
+/// Pods on every machine reach each other by address and by Service; logs, exec and port-forward work; a ServiceAccount's
+/// token is accepted. The pods are etcds out of the payload, as there is no registry to pull anything else from.
+fn workloads(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload) -> Result<()> {
+    let out = cluster.kprov(&["status", "--name", &cluster.name, "-o", "json"]).output()?;
+    let status: Value = serde_json::from_slice(&out.stdout)?;
+    let host = status["network"]["hostAddress"].as_str().context("status has no host address")?.to_owned();
+    // Workers have no etcd image yet: they pull it from the payload's own server.
+    let mut server = cluster
+        .kprov(&["release", "serve", payload.dir.as_str(), "--listen", &format!("{host}:10202")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let result = workloads_served(kubectl, payload);
+    server.kill()?;
+    server.wait()?;
+    result
+}
+
+fn workloads_served(kubectl: &Kubectl, payload: &Payload) -> Result<()> {
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "echo", "namespace": "default"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "echo"}},
+            "template": {
+                "metadata": {"labels": {"app": "echo"}},
+                "spec": {
+                    "tolerations": [{"operator": "Exists"}], "terminationGracePeriodSeconds": 1,
+                    "containers": [{
+                        "name": "main", "image": payload.image("etcd")?,
+                        "command": ["/usr/local/bin/etcd", "--data-dir=/tmp/data", "--listen-client-urls=http://0.0.0.0:2379",
+                            "--advertise-client-urls=http://127.0.0.1:2379"],
+                        "readinessProbe": {"httpGet": {"path": "/health", "port": 2379}, "periodSeconds": 1},
+                    }],
+                },
+            },
+        },
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "echo", "namespace": "default"},
+        "spec": {"selector": {"app": "echo"}, "ports": [{"port": 80, "targetPort": 2379}]},
+    });
+    kubectl.apply(&set)?;
+    kubectl.apply(&service)?;
+    kubectl.run(&["rollout", "status", "ds/echo", "--timeout=180s"]).or_else(|e| {
+        anyhow::bail!("{e:#}\n{}", kubectl.run(&["describe", "pods", "-l", "app=echo"]).unwrap_or_default())
+    })?;
+    let pods = kubectl.get(&["pods", "-l", "app=echo"])?;
+    let service_address = kubectl.run(&["get", "svc", "echo", "-o", "jsonpath={.spec.clusterIP}"])?;
+    for from in items(&pods) {
+        let name = from["metadata"]["name"].as_str().context("a pod without a name")?;
+        let mut targets: Vec<String> =
+            items(&pods).filter_map(|p| p["status"]["podIP"].as_str()).map(|ip| format!("http://{ip}:2379")).collect();
+        targets.push(format!("http://{service_address}:80"));
+        for target in targets {
+            kubectl
+                .eventually(Duration::from_secs(20), &["exec", name, "--", "/usr/local/bin/etcdctl", &format!("--endpoints={target}"), "endpoint", "health"])
+                .with_context(|| format!("from {name} on {}", from["spec"]["nodeName"]))?;
+        }
+        kubectl.run(&["logs", name, "--tail=1"])?;
+    }
+    let name = pods["items"][0]["metadata"]["name"].as_str().context("no pod")?;
+    port_forward(kubectl, name)?;
+    service_account(kubectl)?;
+    kubectl.run(&["delete", "ds/echo", "svc/echo", "--wait=false"])?;
+    Ok(())
+}
+
+fn port_forward(kubectl: &Kubectl, pod: &str) -> Result<()> {
+    let mut forward = kubectl.command(&["port-forward", pod, ":2379"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().context("no stdout")?).read_line(&mut line)?;
+    let port = line.split(':').nth(1).and_then(|r| r.split(' ').next()).unwrap_or_default().to_owned();
+    let reply = std::process::Command::new("curl").args(["-sf", &format!("http://127.0.0.1:{port}/version")]).output();
+    forward.kill()?;
+    forward.wait()?;
+    let reply = reply?;
+    ensure!(reply.status.success() && String::from_utf8_lossy(&reply.stdout).contains("etcdserver"), "port-forward said `{line}`: {reply:?}");
+    Ok(())
+}
+
+/// The token mounted into a pod is accepted by the API, and is who it should be: it may not list Secrets.
+fn service_account(kubectl: &Kubectl) -> Result<()> {
+    let server = kubectl.run(&["config", "view", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+    let token = mounted_token()?;
+    let code = |path: &str| -> Result<String> {
+        let out = std::process::Command::new("curl")
+            .args(["-sk", "-o", "/dev/null", "-w", "%{http_code}", "-H"])
+            .arg(format!("Authorization: Bearer {token}"))
+            .arg(format!("{server}{path}"))
+            .output()?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    };
+    ensure!(code("/api")? == "200", "the token was not accepted");
+    ensure!(code("/api/v1/secrets")? == "403", "a default ServiceAccount may list Secrets");
+    Ok(())
+}
+
+/// The token as kubelet has mounted it into one of the test's pods. The image has no shell to print it with, so it's read
+/// through the process's own root.
+fn mounted_token() -> Result<String> {
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains("--data-dir=/tmp/data") {
+            let token = entry.path().join("root/var/run/secrets/kubernetes.io/serviceaccount/token");
+            return std::fs::read_to_string(&token).with_context(|| format!("no token at `{}`", token.display()));
+        }
+    }
+    anyhow::bail!("none of the test's pods runs")
+}
+
+/// All machines lose power at once. `up` starts them again, and the control plane comes back by itself.
+fn power_cut(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload) -> Result<()> {
+    kubectl.run(&["create", "configmap", "survivor", "--from-literal=a=b"])?;
+    let out = cluster.kprov(&["status", "--name", &cluster.name, "-o", "json"]).output()?;
+    let status: Value = serde_json::from_slice(&out.stdout)?;
+    for machine in status["machines"].as_array().context("status lists no machines")? {
+        let pid = machine["id"].as_str().context("a machine without an id")?;
+        let killed = std::process::Command::new("kill").args(["-9", pid]).status()?;
+        ensure!(killed.success(), "machine process {pid} could not be killed");
+    }
+    let start = Instant::now();
+    cluster.up(payload, 1, 0)?;
+    eprintln!("Kubernetes {}: back from a power cut in {:.1} s", payload.version, start.elapsed().as_secs_f64());
+    kubectl.run(&["get", "configmap", "survivor"])?;
+    self_hosted(kubectl, payload, 1, 0)
+}
+
+fn nothing_left(before: &Traces) -> Result<()> {
+    // Containers' last processes may take a moment to be reaped by the host.
+    wait_for("nothing left", Duration::from_secs(10), || {
+        let new = Traces::list().new_since(before);
+        ensure!(new.is_empty(), "left behind: {new:#?}");
+        Ok(())
+    })
+}
+
+fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+fn condition<'a>(node: &'a Value, kind: &str) -> Option<&'a str> {
+    let conditions = node["status"]["conditions"].as_array()?;
+    conditions.iter().find(|c| c["type"] == kind)?["status"].as_str()
+}
