@@ -31,17 +31,32 @@ pub struct ProviderError {
 impl ProviderError {
     /// An error that only a person can mend.
     pub fn never(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, advice: Advice::Never, source: None }
+        Self {
+            message: message.into(),
+            hint: None,
+            advice: Advice::Never,
+            source: None,
+        }
     }
 
     /// An error that may pass.
     pub fn retry_after(message: impl Into<String>, delay: Duration) -> Self {
-        Self { message: message.into(), hint: None, advice: Advice::RetryAfter(delay), source: None }
+        Self {
+            message: message.into(),
+            hint: None,
+            advice: Advice::RetryAfter(delay),
+            source: None,
+        }
     }
 
     /// An error whose call may have taken effect.
     pub fn look_first(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, advice: Advice::LookFirst, source: None }
+        Self {
+            message: message.into(),
+            hint: None,
+            advice: Advice::LookFirst,
+            source: None,
+        }
     }
 
     /// Adds what a person can do.

@@ -5,12 +5,16 @@
 //! things nor retries: it reports what is, and its errors tell one policy outside what to do ([`Advice`]). A listing that
 //! is incomplete is an error, not a short list. Nothing about Kubernetes versions crosses this trait.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 
 pub use error::{Advice, ProviderError};
 
 use async_trait::async_trait;
-use kprov_types::machine::{DataVolume, Disk, DiskSpec, Leftover, Machine, MachineSpec, Network, NetworkSpec, Observed};
+use kprov_types::machine::{
+    DataVolume, Disk, DiskSpec, Leftover, Machine, MachineSpec, Network, NetworkSpec, Observed,
+};
 use kprov_types::{ClusterName, MachineName};
 
 /// What every provider can do. See the crate's documentation for what all calls have in common.
@@ -42,7 +46,8 @@ pub trait Provider: Send + Sync {
 
     /// Ensures machines, each with its data disk attached; starts those that are stopped. First-boot data of a machine
     /// that exists stays as it is. Needs the network. May return while machines are still pending.
-    async fn ensure_machines(&self, cluster: &ClusterName, want: &[MachineSpec]) -> Result<Vec<Machine>, ProviderError>;
+    async fn ensure_machines(&self, cluster: &ClusterName, want: &[MachineSpec])
+    -> Result<Vec<Machine>, ProviderError>;
 
     /// Removes machines; done already is success. Data disks stay.
     async fn remove_machines(&self, cluster: &ClusterName, machines: &[MachineName]) -> Result<(), ProviderError>;

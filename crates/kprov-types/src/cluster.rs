@@ -262,7 +262,7 @@ fn check_network(network: &NetworkSettings, machines: u32) -> Result<(), SpecErr
     if !(12..=24).contains(&services.prefix_len()) {
         return refuse("spec.network.services", format!("`{services}` must be between a /12 and a /24"));
     }
-    if overlap(pods, services) {
+    if overlap(*pods, *services) {
         return refuse("spec.network.services", format!("`{services}` overlaps the pods' range `{pods}`"));
     }
     if let Some(range) = machine_range {
@@ -278,12 +278,12 @@ fn check_network(network: &NetworkSettings, machines: u32) -> Result<(), SpecErr
             return refuse("spec.network.machines", format!("`{range}` has room for {room} machines, but there are {machines}"));
         }
         for (other, what) in [(pods, "pods'"), (services, "Services'")] {
-            if overlap(range, other) {
+            if overlap(*range, *other) {
                 return refuse("spec.network.machines", format!("`{range}` overlaps the {what} range `{other}`"));
             }
         }
         let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
-        if overlap(range, &loopback) {
+        if overlap(*range, loopback) {
             return refuse("spec.network.machines", format!("`{range}` is loopback"));
         }
     }
@@ -294,7 +294,7 @@ fn check_network(network: &NetworkSettings, machines: u32) -> Result<(), SpecErr
     Ok(())
 }
 
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 

@@ -63,16 +63,16 @@ pub struct NodeNetwork {
 impl NodeNetwork {
     /// The Service address of the API (the first of the range).
     pub fn api_service(&self) -> std::net::Ipv4Addr {
-        nth(&self.services, 1)
+        nth(self.services, 1)
     }
 
     /// The Service address of cluster DNS (the tenth of the range).
     pub fn dns_service(&self) -> std::net::Ipv4Addr {
-        nth(&self.services, 10)
+        nth(self.services, 10)
     }
 }
 
-fn nth(net: &Ipv4Net, n: u32) -> std::net::Ipv4Addr {
+fn nth(net: Ipv4Net, n: u32) -> std::net::Ipv4Addr {
     std::net::Ipv4Addr::from(u32::from(net.network()) + n)
 }
 

@@ -30,6 +30,12 @@ impl Digest {
         format!("sha256:{hex}").parse()
     }
 
+    /// From the hash itself.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+        Self("sha256:".chars().chain(bytes.into_iter().flat_map(|b| [digit(b >> 4), digit(b & 15)])).collect())
+    }
+
     /// The 64 hexadecimal digits alone.
     pub fn hex(&self) -> &str {
         self.0.strip_prefix("sha256:").unwrap_or(&self.0)
@@ -252,6 +258,10 @@ mod tests {
     fn digests_are_checked() {
         let hex = "a".repeat(64);
         assert_eq!(Digest::from_hex(&hex).unwrap().hex(), hex);
+        let counted: [u8; 32] = std::array::from_fn(|i| u8::try_from(i * 8).unwrap());
+        let digest = Digest::from_bytes(counted);
+        assert_eq!(Digest::from_hex(digest.hex()).unwrap(), digest);
+        assert!(digest.hex().starts_with("000810182028"), "{digest}");
         for bad in ["", "sha256:", "sha512:aa", &format!("sha256:{}", "A".repeat(64))] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }

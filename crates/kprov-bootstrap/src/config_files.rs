@@ -1,0 +1,108 @@
+//! The configuration files that API servers read.
+
+use serde_json::{Value, json};
+
+use crate::paths;
+use crate::versions::Features;
+
+/// The files of a minor, each with its path.
+pub(crate) fn all(features: &Features, encryption_key: &str) -> Vec<(&'static str, Value)> {
+    let mut files = vec![
+        (paths::ENCRYPTION, encryption(encryption_key)),
+        (paths::AUDIT_POLICY, audit_policy()),
+    ];
+    if let Some(api_version) = features.pod_security {
+        files.push((paths::ADMISSION, admission(api_version)));
+    }
+    if let Some(api_version) = features.authentication_config {
+        files.push((paths::AUTHENTICATION, authentication(api_version)));
+    }
+    files
+}
+
+/// Secrets are written by the first provider; `identity` reads what was written before encryption was on.
+fn encryption(key: &str) -> Value {
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "EncryptionConfiguration",
+        "resources": [{
+            "resources": ["secrets"],
+            "providers": [
+                { "secretbox": { "keys": [{ "name": "key1", "secret": key }] } },
+                { "identity": {} },
+            ],
+        }],
+    })
+}
+
+/// Who did what, without the content of what is secret. The first rule that matches decides.
+fn audit_policy() -> Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            // Health checks, and what is renewed all the time.
+            { "level": "None", "nonResourceURLs": ["/healthz*", "/livez*", "/readyz*", "/version"] },
+            { "level": "None", "resources": [
+                { "group": "coordination.k8s.io", "resources": ["leases"] },
+                { "group": "", "resources": ["events"] },
+                { "group": "events.k8s.io", "resources": ["events"] },
+            ] },
+            // Every use of these, and never their content.
+            { "level": "Metadata", "resources": [
+                { "group": "", "resources": ["secrets", "serviceaccounts/token"] },
+                { "group": "authentication.k8s.io", "resources": ["tokenreviews"] },
+            ] },
+            // What components read all the time.
+            { "level": "None", "verbs": ["get", "list", "watch"], "userGroups": ["system:nodes"] },
+            { "level": "None", "verbs": ["get", "list", "watch"], "users": [
+                "system:apiserver", "system:kube-controller-manager", "system:kube-scheduler",
+                "system:serviceaccount:kube-system:kube-proxy", "system:serviceaccount:kube-system:coredns",
+            ] },
+            // What changes what runs, or who may do what.
+            { "level": "Request", "verbs": ["create", "update", "patch", "delete", "deletecollection"], "resources": [
+                { "group": "", "resources": ["pods", "pods/exec", "pods/attach", "pods/portforward", "pods/proxy",
+                    "services/proxy", "nodes/proxy"] },
+                { "group": "apps" },
+                { "group": "batch" },
+                { "group": "rbac.authorization.k8s.io" },
+                { "group": "admissionregistration.k8s.io" },
+            ] },
+            { "level": "Metadata" },
+        ],
+    })
+}
+
+/// Pod Security: `baseline` everywhere but in kube-system, where the control plane and kube-proxy run.
+fn admission(api_version: &str) -> Value {
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AdmissionConfiguration",
+        "plugins": [{
+            "name": "PodSecurity",
+            "configuration": {
+                "apiVersion": api_version,
+                "kind": "PodSecurityConfiguration",
+                "defaults": {
+                    "enforce": "baseline", "enforce-version": "latest",
+                    "audit": "baseline", "audit-version": "latest",
+                    "warn": "baseline", "warn-version": "latest",
+                },
+                "exemptions": { "usernames": [], "runtimeClasses": [], "namespaces": ["kube-system"] },
+            },
+        }],
+    })
+}
+
+/// Anonymous requests reach the health endpoints and nothing else, whatever RBAC says (KEP-4633).
+fn authentication(api_version: &str) -> Value {
+    json!({
+        "apiVersion": api_version,
+        "kind": "AuthenticationConfiguration",
+        "anonymous": {
+            "enabled": true,
+            "conditions": [{ "path": "/livez" }, { "path": "/readyz" }, { "path": "/healthz" }],
+        },
+    })
+}

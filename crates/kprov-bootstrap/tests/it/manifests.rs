@@ -1,0 +1,299 @@
+//! What is rendered for each Kubernetes version.
+
+use std::collections::BTreeSet;
+
+use kprov_bootstrap::manifests::{
+    EtcdClusterState, EtcdStart, JoinGrant, Manifest, ManifestError, Policy, SELF_HOSTED, SETTINGS_CONFIG_MAP,
+    SETTINGS_KEY, etcd_pod,
+};
+use kprov_bootstrap::{self_hosted, standby_pods};
+use kprov_types::node::{ControlPlaneSettings, JoinToken};
+use kprov_types::ports::FIRST_REVISION;
+use kprov_types::release::ImageComponent;
+use serde_json::{Value, json};
+use similar::TextDiff;
+
+use crate::common::{member, now, settings};
+
+fn grant() -> JoinGrant {
+    JoinGrant {
+        token: JoinToken {
+            id: "abcdef".into(),
+            secret: "0123456789abcdef".into(),
+        },
+        expires: now(),
+    }
+}
+
+fn etcd_start(members: u8) -> EtcdStart {
+    EtcdStart {
+        initial_cluster: (0..members).map(member).collect(),
+        state: EtcdClusterState::New,
+        data_dir: "/var/lib/etcd".into(),
+    }
+}
+
+fn find<'a>(manifests: &'a [Manifest], kind: &str, name: &str) -> Option<&'a Manifest> {
+    manifests
+        .iter()
+        .find(|m| m.object["kind"] == kind && m.object["metadata"]["name"] == name)
+}
+
+fn command(pod_spec: &Value) -> Vec<String> {
+    serde_json::from_value(pod_spec["containers"][0]["command"].clone()).unwrap()
+}
+
+/// Everything that is rendered for a version, one document after the other.
+fn rendered(version: &str, etcd: &str) -> String {
+    let settings = settings(version, etcd, 3);
+    let document = |title: String, value: &Value| format!("--- {title}\n{}", yaml(value));
+    let objects = self_hosted(&settings, FIRST_REVISION, Some(&grant())).unwrap();
+    let mut text: String = objects
+        .iter()
+        .map(|m| document(format!("{:?}", m.policy), &m.object))
+        .collect();
+    let mut pods = standby_pods(&settings, &member(0)).unwrap();
+    pods.push(etcd_pod(&settings, &member(0), &etcd_start(3)).unwrap());
+    text.extend(pods.iter().map(|(name, pod)| document(name.clone(), pod)));
+    text.replace(version, "VERSION")
+}
+
+/// Short enough to read: a line for each scalar, a flag a line.
+fn yaml(value: &Value) -> String {
+    fn lines(value: &Value, path: &str, out: &mut String) {
+        match value {
+            Value::String(_) if path.ends_with(SETTINGS_KEY) => *out += &format!("{path} (the settings)\n"),
+            Value::Object(fields) if !fields.is_empty() => {
+                fields
+                    .iter()
+                    .for_each(|(name, field)| lines(field, &format!("{path}.{name}"), out));
+            }
+            Value::Array(items) if items.iter().any(|i| i.is_object()) => {
+                items
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, item)| lines(item, &format!("{path}[{i}]"), out));
+            }
+            Value::Array(items) if path.ends_with("command") => {
+                items.iter().for_each(|item| *out += &format!("{path} {item}\n"));
+            }
+            other => *out += &format!("{path} {other}\n"),
+        }
+    }
+    let mut out = String::new();
+    lines(value, "", &mut out);
+    out
+}
+
+#[test]
+fn snapshots() {
+    let newest = rendered("1.36.3", "3.6.4");
+    insta::assert_snapshot!("1.36", newest);
+    // The others as what differs from the next newer one.
+    let middle = rendered("1.29.9", "3.5.30");
+    insta::assert_snapshot!("1.36-to-1.29", difference(&newest, &middle));
+    insta::assert_snapshot!("1.29-to-1.20", difference(&middle, &rendered("1.20.2", "3.4.23")));
+}
+
+fn difference(old: &str, new: &str) -> String {
+    TextDiff::from_lines(old, new)
+        .unified_diff()
+        .context_radius(0)
+        .to_string()
+}
+
+#[test]
+fn each_minor_has_the_flags_it_knows() {
+    for minor in 20..=37 {
+        let settings = settings(&format!("1.{minor}.0"), "3.5.30", 1);
+        let objects = self_hosted(&settings, 7, None).unwrap();
+        let spec = |kind, name| find(&objects, kind, name).unwrap().object["spec"].clone();
+        let daemon_set = spec("DaemonSet", "kube-apiserver");
+        let flags = command(&daemon_set["template"]["spec"]);
+        let has = |flag: &str| flags.iter().any(|f| f.starts_with(flag));
+        assert!(
+            has("--bind-address=127.64.0.7") && has("--advertise-address=$(HOST_IP)"),
+            "{minor}"
+        );
+        assert_eq!(has("--insecure-port=0"), minor < 24, "{minor}");
+        assert_eq!(has("--shutdown-send-retry-after"), minor >= 22, "{minor}");
+        assert_eq!(has("--shutdown-watch-termination-grace-period"), minor >= 27, "{minor}");
+        // Exactly one of the two limits anonymous requests, and exactly one of the two limits pods.
+        assert_eq!(
+            (has("--authentication-config"), has("--anonymous-auth")),
+            (minor >= 32, minor < 32),
+            "{minor}"
+        );
+        let policies = flags.contains(&"--enable-admission-plugins=NodeRestriction,PodSecurityPolicy".to_owned());
+        assert_eq!(
+            (has("--admission-control-config-file"), policies),
+            (minor >= 23, minor < 23),
+            "{minor}"
+        );
+        assert_eq!(
+            find(&objects, "ClusterRole", "kprov:health").is_some(),
+            minor < 32,
+            "{minor}"
+        );
+        assert_eq!(
+            objects.iter().any(|m| m.object["kind"] == "PodSecurityPolicy"),
+            minor < 23,
+            "{minor}"
+        );
+        let strategy = if minor < 22 { "OnDelete" } else { "RollingUpdate" };
+        assert_eq!(daemon_set["updateStrategy"]["type"], strategy, "{minor}");
+        for name in ["kube-controller-manager", "kube-scheduler"] {
+            let flags = command(&spec("Deployment", name)["template"]["spec"]);
+            assert_eq!(flags.contains(&"--port=0".to_owned()), minor < 24, "{minor} {name}");
+        }
+        let budget = &find(&objects, "PodDisruptionBudget", "kube-scheduler").unwrap().object;
+        assert_eq!(
+            budget["apiVersion"],
+            if minor < 21 { "policy/v1beta1" } else { "policy/v1" }
+        );
+    }
+}
+
+#[test]
+fn standby_and_self_hosted_never_want_the_same_address() {
+    let settings = settings("1.36.3", "3.5.30", 1);
+    let addresses = |specs: Vec<Value>| -> BTreeSet<String> {
+        let bind = |spec: &Value| command(spec).into_iter().find(|f| f.starts_with("--bind-address="));
+        specs.iter().filter_map(bind).collect()
+    };
+    let standby = addresses(
+        standby_pods(&settings, &member(0))
+            .unwrap()
+            .iter()
+            .map(|(_, p)| p["spec"].clone())
+            .collect(),
+    );
+    let objects = self_hosted(&settings, FIRST_REVISION, None).unwrap();
+    let own = addresses(
+        objects
+            .iter()
+            .map(|m| m.object["spec"]["template"]["spec"].clone())
+            .filter(|s| !s.is_null())
+            .filter(|s| s["containers"][0]["name"] != "kube-proxy" && s["containers"][0]["name"] != "coredns")
+            .collect(),
+    );
+    assert_eq!((standby.len(), own.len()), (1, 1));
+    assert!(standby.is_disjoint(&own));
+}
+
+#[test]
+fn probes_ask_the_revision_itself() {
+    let objects = self_hosted(&settings("1.36.3", "3.5.30", 3), 258, None).unwrap();
+    for (kind, name) in [
+        ("DaemonSet", "kube-apiserver"),
+        ("Deployment", "kube-controller-manager"),
+        ("Deployment", "kube-scheduler"),
+    ] {
+        let container = &find(&objects, kind, name).unwrap().object["spec"]["template"]["spec"]["containers"][0];
+        for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+            assert_eq!(container[probe]["httpGet"]["host"], "127.64.1.2", "{name} {probe}");
+        }
+        assert_eq!(container.get("ports"), None, "{name}");
+    }
+}
+
+#[test]
+fn selectors_match_own_pods_and_no_static_pod() {
+    let settings = settings("1.29.9", "3.5.30", 3);
+    let mut pods = standby_pods(&settings, &member(0)).unwrap();
+    pods.push(etcd_pod(&settings, &member(0), &etcd_start(3)).unwrap());
+    let matches = |selector: &Value, labels: &Value| {
+        selector
+            .as_object()
+            .unwrap()
+            .iter()
+            .all(|(name, value)| labels.get(name) == Some(value))
+    };
+    for manifest in self_hosted(&settings, FIRST_REVISION, None).unwrap() {
+        let object = manifest.object;
+        let selector = &object["spec"]["selector"]["matchLabels"];
+        if selector.is_null() {
+            continue;
+        }
+        assert!(
+            pods.iter()
+                .all(|(_, pod)| !matches(selector, &pod["metadata"]["labels"])),
+            "{object}"
+        );
+        let template = &object["spec"]["template"];
+        assert!(
+            template.is_null() || matches(selector, &template["metadata"]["labels"]),
+            "{object}"
+        );
+    }
+}
+
+#[test]
+fn what_upgrades_own_is_only_created() {
+    for manifest in self_hosted(&settings("1.29.9", "3.5.30", 3), FIRST_REVISION, Some(&grant())).unwrap() {
+        let versioned = manifest.object["spec"]["template"].is_object() || manifest.object["kind"] == "ConfigMap";
+        let service = manifest.object["kind"] == "Service";
+        assert_eq!(
+            manifest.policy == Policy::Create,
+            versioned || service,
+            "{}",
+            manifest.object
+        );
+    }
+}
+
+#[test]
+fn deployments_spread_over_the_machines_and_roll_beside_themselves() {
+    for members in [1, 3, 5] {
+        let objects = self_hosted(&settings("1.36.3", "3.5.30", members), 9, None).unwrap();
+        let spec = &find(&objects, "Deployment", "kube-scheduler").unwrap().object["spec"];
+        assert_eq!(spec["replicas"], members);
+        assert_eq!(
+            spec["strategy"]["rollingUpdate"],
+            json!({ "maxSurge": 1, "maxUnavailable": 0 })
+        );
+        let apart = &spec["template"]["spec"]["affinity"]["podAntiAffinity"];
+        let selector = &apart["requiredDuringSchedulingIgnoredDuringExecution"][0]["labelSelector"]["matchLabels"];
+        // The next revision may share the machine.
+        assert_eq!(selector["kprov.io/revision"], "9");
+        assert_eq!(selector["kprov.io/plane"], SELF_HOSTED);
+    }
+}
+
+#[test]
+fn the_join_token_expires() {
+    let objects = self_hosted(&settings("1.36.3", "3.5.30", 1), FIRST_REVISION, Some(&grant())).unwrap();
+    let secret = &find(&objects, "Secret", "bootstrap-token-abcdef").unwrap().object;
+    assert_eq!(secret["data"]["expiration"], "MjAyNi0wNS0wMVQxMjowMDowMFo=");
+    assert!(
+        self_hosted(&settings("1.36.3", "3.5.30", 1), FIRST_REVISION, None)
+            .unwrap()
+            .iter()
+            .all(|m| m.object["kind"] != "Secret")
+    );
+}
+
+#[test]
+fn the_settings_can_be_read_back() {
+    let settings = settings("1.36.3", "3.5.30", 3);
+    let objects = self_hosted(&settings, FIRST_REVISION, Some(&grant())).unwrap();
+    let stored = &find(&objects, "ConfigMap", SETTINGS_CONFIG_MAP).unwrap().object["data"][SETTINGS_KEY];
+    let read: ControlPlaneSettings = serde_json::from_str(stored.as_str().unwrap()).unwrap();
+    assert_eq!(read, settings);
+}
+
+#[test]
+fn refuses_what_it_cannot_render() {
+    let mut lacking = settings("1.36.3", "3.5.30", 1);
+    lacking.release.images.remove(&ImageComponent::KubeScheduler);
+    let missing = Err(ManifestError::MissingImage(ImageComponent::KubeScheduler));
+    assert_eq!(standby_pods(&lacking, &member(0)), missing);
+    assert!(matches!(
+        standby_pods(&settings("1.19.16", "3.4.23", 1), &member(0)),
+        Err(ManifestError::Unsupported(_))
+    ));
+    let mut without_dns = settings("1.36.3", "3.5.30", 1);
+    without_dns.release.images.remove(&ImageComponent::Coredns);
+    let objects = self_hosted(&without_dns, FIRST_REVISION, None).unwrap();
+    assert!(objects.iter().all(|m| !m.object.to_string().contains("coredns\"")));
+}

@@ -1,0 +1,116 @@
+//! The data disk: used as it is where the machine has it mounted, or else formatted, once, and mounted.
+
+use std::io;
+use std::process::Output;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use kprov_types::machine::DataVolume;
+use nix::mount::{MsFlags, mount};
+use tokio::process::Command;
+
+use crate::files::{self, FileError};
+use crate::paths;
+
+/// The label of the file system on a data disk.
+const LABEL: &str = "kprov-data";
+/// What `blkid -p` ends with when it finds nothing on a device (blkid(8)).
+const NOTHING_FOUND: i32 = 2;
+
+/// Why there is no data volume.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// The directory is not there.
+    #[error("the data directory `{0}` is not there")]
+    NoDirectory(String),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A program cannot be run.
+    #[error("cannot run `{program}`")]
+    Run {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("`{program}` on `{device}` failed: {message}")]
+    Failed {
+        /// The program.
+        program: &'static str,
+        /// The device.
+        device: String,
+        /// What it said.
+        message: String,
+    },
+    /// The device holds something else.
+    #[error("the data disk `{device}` holds `{found}`, not an empty disk or ext4; it is left alone")]
+    Foreign {
+        /// The device.
+        device: String,
+        /// The type found.
+        found: String,
+    },
+    /// It cannot be mounted.
+    #[error("cannot mount `{device}`")]
+    Mount {
+        /// The device.
+        device: String,
+        /// Why.
+        #[source]
+        source: nix::Error,
+    },
+}
+
+/// The directory for etcd's data, made ready, with mode 0700.
+pub async fn etcd_directory(volume: Option<&DataVolume>) -> Result<Utf8PathBuf, VolumeError> {
+    let directory = match volume {
+        None => Utf8PathBuf::from(paths::ETCD_DATA),
+        Some(DataVolume::Directory(path)) if Utf8Path::new(path).is_dir() => Utf8Path::new(path).join("etcd"),
+        Some(DataVolume::Directory(path)) => return Err(VolumeError::NoDirectory(path.clone())),
+        Some(DataVolume::Device(device)) => {
+            mount_device(device).await?;
+            Utf8Path::new(paths::DATA_MOUNT).join("etcd")
+        }
+    };
+    files::make_directory(&directory, 0o700)?;
+    Ok(directory)
+}
+
+async fn mount_device(device: &str) -> Result<(), VolumeError> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    if mounts.lines().any(|line| line.split(' ').nth(1) == Some(paths::DATA_MOUNT)) {
+        return Ok(());
+    }
+    // Device names may change from boot to boot; the label of a disk that was formatted here does not.
+    let labelled = format!("/dev/disk/by-label/{LABEL}");
+    let device = if Utf8Path::new(&labelled).exists() { labelled } else { device.to_owned() };
+    let failed = |program, output: &Output| VolumeError::Failed {
+        program,
+        device: device.clone(),
+        message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    };
+    let probe = run("blkid", &["-p", "-s", "TYPE", "-o", "value", &device]).await?;
+    let found = String::from_utf8_lossy(&probe.stdout).trim().to_owned();
+    match (probe.status.code(), found.as_str()) {
+        (Some(0), "ext4") => {}
+        (Some(NOTHING_FOUND), "") => {
+            tracing::info!(device, "formatting the empty data disk");
+            let made = run("mkfs.ext4", &["-q", "-L", LABEL, &device]).await?;
+            if !made.status.success() {
+                return Err(failed("mkfs.ext4", &made));
+            }
+        }
+        (Some(0), _) => return Err(VolumeError::Foreign { device, found }),
+        _ => return Err(failed("blkid", &probe)),
+    }
+    files::make_directory(Utf8Path::new(paths::DATA_MOUNT), 0o700)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
+    mount(Some(device.as_str()), paths::DATA_MOUNT, Some("ext4"), flags, None::<&str>)
+        .map_err(|source| VolumeError::Mount { device, source })
+}
+
+async fn run(program: &'static str, args: &[&str]) -> Result<Output, VolumeError> {
+    Command::new(program).args(args).output().await.map_err(|source| VolumeError::Run { program, source })
+}

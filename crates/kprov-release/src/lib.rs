@@ -1,0 +1,34 @@
+//! Release payloads: everything one Kubernetes version consists of, named by digest and signed.
+//!
+//! A payload is a directory. `release.json` ([`kprov_types::release::Release`]) names images and host files by digest,
+//! `release.json.sig` signs its bytes (see [`keys`]), and what the payload carries lies beside it as blobs of an OCI image
+//! layout, images and host files alike. Whoever has the digest of `release.json` can check all the rest.
+//!
+//! Start reading at [`create`](mod@create) (a payload from directories of programs) or [`online`] (one that refers to the
+//! official registry and download site), then [`payload`] (open, verify), [`serve`] (what machines fetch from) and
+//! [`fetch`] (what machines fetch with).
+//!
+//! This crate must never run or hand out bytes as verified that it has not hashed, and knows nothing of machines or clusters.
+
+pub mod create;
+mod digest;
+mod elf;
+pub mod fetch;
+pub mod keys;
+mod layout;
+mod locate;
+pub mod online;
+mod output;
+pub mod payload;
+mod program;
+mod range;
+mod rootfs;
+pub mod serve;
+mod userland;
+
+pub use create::{CreateError, CreateOptions, create};
+pub use fetch::{FetchError, Fetcher};
+pub use keys::{KeyError, PublicKey, SigningKey, TrustedKeys};
+pub use online::{OnlineError, OnlineOptions, Runtime, create_online};
+pub use output::OutputError;
+pub use payload::{PAYLOAD_REGISTRY, Payload, PayloadError, Verified, VerifyOptions};

@@ -1,0 +1,262 @@
+//! The command line as clap sees it: definitions only, no logic.
+
+use camino::Utf8PathBuf;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kprov_types::cluster::Provider;
+use kprov_types::{ClusterName, KubernetesVersion};
+
+/// Launch self-hosted Kubernetes clusters.
+///
+/// `kprov up` makes machines, network and disks and ends in a running self-hosted cluster. Run again, it makes only what
+/// is missing.
+#[derive(Debug, Parser)]
+#[command(name = "kprov", version, propagate_version = true, arg_required_else_help = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options every command has.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options every command has.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// How results are printed on stdout.
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Output")]
+    pub output: Output,
+    /// How progress is shown on stderr.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "HOW", help_heading = "Output")]
+    pub progress: Progress,
+    /// Show no progress; the same as `--progress none`.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub no_progress: bool,
+    /// Say more (`-v` what is done, `-vv` every detail); `RUST_LOG` overrides.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    pub verbose: u8,
+    /// Where clusters' secrets and kubeconfigs are kept [default: ~/.kprov].
+    #[arg(long, global = true, env = "KPROV_HOME", value_name = "DIR", help_heading = "Output")]
+    pub home: Option<Utf8PathBuf>,
+}
+
+/// Output formats.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+/// Ways to show progress.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Progress {
+    /// Live lines on a terminal, plain lines elsewhere.
+    #[default]
+    Auto,
+    /// One line an event.
+    Plain,
+    /// One JSON object a line.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a cluster, or what is missing of it.
+    Up(UpArgs),
+    /// Remove a cluster with everything that was made for it, its data disks included.
+    Down(DownArgs),
+    /// Show what `up` would do, and do nothing.
+    Plan(ClusterArgs),
+    /// Show a cluster's machines, nodes and control plane.
+    Status(NameArgs),
+    /// List the clusters that are known here.
+    List,
+    /// Print a cluster's kubeconfig, or merge it into yours.
+    Kubeconfig(KubeconfigArgs),
+    /// Make, check and offer release payloads.
+    #[command(subcommand)]
+    Release(ReleaseCommand),
+    /// Print the JSON Schema of cluster files.
+    Schema,
+    /// Print a shell's completion script.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them.
+    Man {
+        /// Write a page for each command into this directory.
+        #[arg(long, value_name = "DIR")]
+        out: Option<Utf8PathBuf>,
+    },
+    /// What local machines run on the host; not for people.
+    #[command(hide = true)]
+    MachineRoom,
+}
+
+/// Which cluster, for commands that work on one that exists.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NameArgs {
+    /// The cluster; may be left out where only one is known.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<ClusterName>,
+}
+
+/// What a cluster should be: a file, flags, or a file with flags on top.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClusterArgs {
+    /// Cluster file (YAML); `-` for stdin. Flags override what it says.
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<Utf8PathBuf>,
+    /// The cluster's name.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<ClusterName>,
+    /// Where the machines are: `local`.
+    #[arg(long, value_name = "PROVIDER")]
+    pub provider: Option<Provider>,
+    /// The Kubernetes version to start with, such as `1.36.3`.
+    #[arg(long, value_name = "VERSION")]
+    pub kubernetes: Option<KubernetesVersion>,
+    /// How many control-plane machines: 1, 3 or 5.
+    #[arg(long, value_name = "N")]
+    pub control_plane: Option<u32>,
+    /// How many worker machines.
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u32>,
+    /// The release payload: a directory made by `kprov release create`.
+    #[arg(long, value_name = "DIR", env = "KPROV_RELEASE")]
+    pub release: Option<Utf8PathBuf>,
+    /// The machines' address range, such as `10.89.7.0/24`.
+    #[arg(long, value_name = "CIDR")]
+    pub network: Option<ipnet::Ipv4Net>,
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    /// What the cluster should be.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    /// Which signatures are trusted.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+    /// Show how long each step took.
+    #[arg(long)]
+    pub timings: bool,
+    /// Give up after this many seconds without the cluster being ready.
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub timeout: u64,
+}
+
+/// Which signatures are trusted.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TrustArgs {
+    /// Trust payloads signed by this public key (PEM), beside those in `keys/` of the home directory.
+    #[arg(long, value_name = "FILE")]
+    pub release_key: Vec<Utf8PathBuf>,
+    /// Use a payload although its signature is missing or unknown. Digests are checked all the same.
+    #[arg(long)]
+    pub insecure_release: bool,
+}
+
+/// Arguments of `down`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DownArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub name: NameArgs,
+    /// Don't ask.
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// Arguments of `kubeconfig`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KubeconfigArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub name: NameArgs,
+    /// Merge it into `$KUBECONFIG` or ~/.kube/config, and make it the current context.
+    #[arg(long)]
+    pub merge: bool,
+}
+
+/// The `release` commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReleaseCommand {
+    /// Make a payload from directories of Kubernetes binaries, or from the official registries.
+    Create(ReleaseCreateArgs),
+    /// Check a payload's signature and every digest.
+    Verify {
+        /// The payload's directory.
+        path: Utf8PathBuf,
+        /// Which signatures are trusted.
+        #[command(flatten)]
+        trust: TrustArgs,
+    },
+    /// Show what a payload consists of.
+    Show {
+        /// The payload's directory.
+        path: Utf8PathBuf,
+    },
+    /// Offer a payload to machines over HTTP.
+    Serve {
+        /// The payload's directory.
+        path: Utf8PathBuf,
+        /// Address and port to listen on.
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10202")]
+        listen: std::net::SocketAddr,
+    },
+    /// Make a signing key; its public half goes beside it, with `.pub` at the end.
+    Keygen {
+        /// File to write the private key to.
+        #[arg(short, long, value_name = "FILE")]
+        out: Utf8PathBuf,
+    },
+}
+
+/// Arguments of `release create`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ReleaseCreateArgs {
+    /// Directory of binaries; may be given more than once, the first that has a program wins.
+    #[arg(long, value_name = "DIR", required_unless_present = "online")]
+    pub from: Vec<Utf8PathBuf>,
+    /// Refer to the official registries and download sites instead of carrying anything.
+    #[arg(long, conflicts_with = "from")]
+    pub online: bool,
+    /// The Kubernetes version that this is.
+    #[arg(long, value_name = "VERSION")]
+    pub version: KubernetesVersion,
+    /// Directory to write.
+    #[arg(short, long, value_name = "PATH")]
+    pub out: Utf8PathBuf,
+    /// Sign with this private key [default: your own, made at first use in `keys/` of the home directory].
+    #[arg(long, value_name = "FILE")]
+    pub sign_key: Option<Utf8PathBuf>,
+    /// Don't sign.
+    #[arg(long, conflicts_with = "sign_key")]
+    pub unsigned: bool,
+    /// Take nothing from this host: etcd, containerd, runc and CNI plugins must be in DIR too.
+    #[arg(long)]
+    pub no_host: bool,
+    /// Lowest version a cluster may be upgraded from to this one.
+    #[arg(long, value_name = "VERSION")]
+    pub minimum_from: Option<KubernetesVersion>,
+    /// Security advisory that this version fixes (CVE or GHSA id); may be given more than once.
+    #[arg(long, value_name = "ID")]
+    pub advisory: Vec<String>,
+    /// Download site, for `--online`.
+    #[arg(long, value_name = "URL", requires = "online")]
+    pub download_site: Option<String>,
+    /// Image registry, for `--online`.
+    #[arg(long, value_name = "URL", requires = "online")]
+    pub registry: Option<String>,
+}

@@ -1,0 +1,84 @@
+//! `kprov down`: removes a cluster, and proves it by listing.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use anyhow::{Context as _, Result};
+use kprov_provider::Provider;
+use kprov_types::machine::Leftover;
+use kprov_types::{ClusterName, cluster};
+use serde::Serialize;
+
+use super::Context;
+use crate::cli::DownArgs;
+use crate::failure::UserError;
+use crate::print;
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Removed {
+    schema_version: u32,
+    name: ClusterName,
+    left: Vec<Leftover>,
+}
+
+pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
+    let DownArgs { name, yes } = args;
+    let home = context.home.pick(name.name.as_ref())?;
+    let record = home.record()?;
+    let provider_name = record.as_ref().map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
+    let provider = super::provider(context, provider_name)?;
+    let observed = provider.observe(&home.name).await?;
+    let nothing = observed.machines.is_empty() && observed.disks.is_empty() && observed.network.is_none();
+    if nothing && record.is_none() && home.secrets()?.is_none() && provider.leftovers(&home.name).await?.is_empty() {
+        return Err(UserError::new(format!("there is no cluster `{}`", home.name))
+            .hint("`kprov list` shows the clusters that are known here")
+            .into());
+    }
+    if !yes && !confirmed(&home.name, observed.machines.len())? {
+        return Err(UserError::new("nothing was removed").into());
+    }
+    let lock = home.lock()?;
+    remove(context, provider.as_ref(), &home.name).await?;
+    context.reporter.step("", "list what is left");
+    let left = provider.leftovers(&home.name).await?;
+    context.reporter.done("");
+    if left.is_empty() {
+        drop(lock);
+        home.forget()?;
+    }
+    let removed = Removed { schema_version: 1, name: home.name.clone(), left };
+    print::result(context.output, &removed, human)?;
+    if removed.left.is_empty() {
+        Ok(())
+    } else {
+        Err(UserError::new(format!("{} things of cluster `{}` are still there", removed.left.len(), removed.name))
+            .hint("see what holds them, then run `kprov down` again")
+            .into())
+    }
+}
+
+async fn remove(context: &Context, provider: &dyn Provider, name: &ClusterName) -> Result<()> {
+    super::up::drive(context, provider, name, &kprov_provision::Goal::Nothing).await.map(|_| ())
+}
+
+fn confirmed(name: &ClusterName, machines: usize) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(UserError::new(format!("not removing cluster `{name}` without being told to")).hint("give `--yes`").into());
+    }
+    let mut stderr = anstream::stderr();
+    write!(stderr, "remove cluster `{name}` with {machines} machines, its etcd data and its secrets? [y/N] ")?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).context("can't read your answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn human(removed: &Removed) -> String {
+    if removed.left.is_empty() {
+        return format!("cluster `{}` is gone; nothing left\n", removed.name);
+    }
+    print::table(
+        &["left", "name", "why"],
+        removed.left.iter().map(|l| vec![l.kind.clone(), l.name.clone(), l.why.clone().unwrap_or_default()]),
+    )
+}

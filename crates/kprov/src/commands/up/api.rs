@@ -1,0 +1,115 @@
+//! Through the API: apply the self-hosted objects, and wait until they have taken over.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use jiff::{SignedDuration, Timestamp};
+use kprov_bootstrap::manifests::{JoinGrant, self_hosted};
+use kprov_bootstrap::pivot::{self, Expectation, PivotState, Waiting};
+use kprov_bootstrap::{apply, pki};
+use kprov_types::machine::Observed;
+use kprov_types::node::ControlPlaneSettings;
+use kprov_types::{MachineName, Role, ports};
+use kube::Client;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Prepared, machines, prepare};
+use crate::commands::{Context as Kprov, client_from};
+use crate::home::Secrets;
+use crate::progress::Reporter;
+
+/// How long a join token works after each `up`.
+const JOIN_LIFE: SignedDuration = SignedDuration::from_hours(6);
+/// Later than any `up` lasts: its own time-out ends it first, with a better message.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+/// How often it's asked whether the API answers yet.
+const ASK: Duration = Duration::from_millis(200);
+
+/// Hands out bundles, applies the self-hosted objects as soon as there is an API, and waits until they serve.
+pub(super) async fn self_host(
+    context: &Kprov,
+    prepared: &Prepared,
+    secrets: &Secrets,
+    settings: &ControlPlaneSettings,
+    observed: &Observed,
+) -> Result<()> {
+    let (ready, watched) = watch::channel(BTreeSet::new());
+    let setting_up = machines::set_up(&context.reporter, prepared, secrets, settings, observed, watched);
+    let taking_over = take_over(&context.reporter, prepared, secrets, settings, &ready);
+    tokio::try_join!(setting_up, taking_over).map(drop)
+}
+
+async fn take_over(
+    reporter: &Reporter,
+    prepared: &Prepared,
+    secrets: &Secrets,
+    settings: &ControlPlaneSettings,
+    ready: &watch::Sender<BTreeSet<MachineName>>,
+) -> Result<()> {
+    let now = Timestamp::now();
+    let setup = pki::setup_admin(&secrets.cluster, now)?;
+    let config = prepare::kubeconfig(&settings.cluster, &secrets.cluster.ca, &setup, &settings.endpoint.url());
+    let client = client_from(&config).await?;
+
+    reporter.step("", "wait for the API");
+    while !answers(&client).await {
+        tokio::time::sleep(ASK).await;
+    }
+
+    reporter.step("", "apply the self-hosted control plane");
+    let join = JoinGrant { token: secrets.join_token.clone(), expires: now.checked_add(JOIN_LIFE)? };
+    let manifests = self_hosted(settings, ports::FIRST_REVISION, Some(&join))?;
+    apply::apply(&client, &manifests, Instant::now() + NEVER, |progress| match progress {
+        apply::Progress::Done(object, outcome) => tracing::info!("{object}: {outcome:?}"),
+        apply::Progress::Retrying(object, failure) => reporter.message("", &format!("{object}: {failure}; trying again")),
+    })
+    .await?;
+
+    reporter.step("", "wait until the self-hosted control plane has taken over");
+    let workers = prepared.spec.machines().into_iter().filter(|(_, role)| *role == Role::Worker).map(|(name, _)| name).collect();
+    let expected = Expectation::new(settings, workers);
+    pivot::wait(&client, &expected, Instant::now() + NEVER, |progress| match progress {
+        pivot::Progress::State(state) => show(reporter, &expected, state, ready),
+        pivot::Progress::Unobservable(error) => tracing::info!("{error}"),
+    })
+    .await
+    .context("the control plane did not become self-hosted")
+}
+
+/// Whether an API server answers with everything it needs in place.
+async fn answers(client: &Client) -> bool {
+    let request = http::Request::get("/readyz").body(Vec::new());
+    match request {
+        Ok(request) => tokio::time::timeout(Duration::from_secs(5), client.request_text(request)).await.is_ok_and(|r| r.is_ok()),
+        Err(_) => false,
+    }
+}
+
+fn show(reporter: &Reporter, expected: &Expectation, state: &PivotState, ready: &watch::Sender<BTreeSet<MachineName>>) {
+    // A control-plane machine that nothing is waited for has been set up, by this run or an earlier one.
+    let waited: BTreeSet<&MachineName> = state.waiting.iter().filter_map(machine).collect();
+    ready.send_replace(expected.control_plane.iter().filter(|m| !waited.contains(m)).cloned().collect());
+    let mut words: Vec<String> = state.waiting.iter().take(4).map(ToString::to_string).collect();
+    if state.waiting.len() > words.len() {
+        words.push(format!("{} more", state.waiting.len() - words.len()));
+    }
+    if !words.is_empty() {
+        reporter.message("", &words.join(", "));
+    }
+}
+
+fn machine(waiting: &Waiting) -> Option<&MachineName> {
+    match waiting {
+        Waiting::Node(machine)
+        | Waiting::Label(machine)
+        | Waiting::ApiServer(machine)
+        | Waiting::StaticPods(machine)
+        | Waiting::Standby { machine, .. }
+        | Waiting::KubeProxy(machine)
+        | Waiting::NotReady { machine, .. }
+        | Waiting::Kubelet(machine) => Some(machine),
+        Waiting::Deployment { .. } => None,
+    }
+}

@@ -1,0 +1,182 @@
+//! From machines to members of a cluster: first-boot data, the release they fetch, and the bundles they wait for.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use camino::Utf8PathBuf;
+use kprov_provision::Wanted;
+use kprov_types::machine::{Machine, Network, Observed};
+use kprov_types::node::{Bundle, ControlPlaneSettings, NodeConfig, ReleaseSource, SetupStep};
+use kprov_types::{Digest, MachineName, Role};
+use sha2::Digest as _;
+use tokio::sync::watch;
+
+use super::{Prepared, Served, prepare};
+use crate::failure::UserError;
+use crate::first_boot;
+use crate::home::Secrets;
+use crate::progress::Reporter;
+use crate::setup::{Delivery, SetupClient};
+
+/// How often a machine that is being set up is asked where it stands.
+const ASK: Duration = Duration::from_millis(300);
+/// How long a control-plane machine may show no sign of life.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// Offers the payload and kprov-node to machines while `up` runs.
+pub(super) async fn serve_release(prepared: &Prepared, network: &Network) -> Result<Served> {
+    let path = prepare::node_binary()?;
+    let digest = tokio::task::spawn_blocking({
+        let path = path.clone();
+        move || digest(&path)
+    })
+    .await??;
+    super::serve(prepared, network, (path, digest)).await
+}
+
+fn digest(path: &Utf8PathBuf) -> Result<Digest> {
+    let mut file = std::fs::File::open(path).with_context(|| format!("can't read `{path}`"))?;
+    let mut hasher = sha2::Sha256::new();
+    std::io::copy(&mut file, &mut hasher).with_context(|| format!("can't read `{path}`"))?;
+    Ok(Digest::from_hex(&hex::encode(hasher.finalize()))?)
+}
+
+/// Gives each machine that is wanted its first-boot data.
+pub(super) fn add_first_boot(goal: &mut Wanted, prepared: &Prepared, secrets: &Secrets, network: &Network, source: &Served) -> Result<()> {
+    let Prepared { spec, payload, provider, .. } = prepared;
+    for machine in &mut goal.machines {
+        let control_plane = machine.role == Role::ControlPlane;
+        let config = NodeConfig {
+            cluster: spec.name.clone(),
+            machine: Some(machine.name.clone()),
+            role: machine.role,
+            endpoint: network.endpoint.clone(),
+            ca: secrets.cluster.ca.certificate.clone(),
+            release: ReleaseSource { urls: source.urls.clone(), digest: payload.digest() },
+            join_token: (!control_plane).then(|| secrets.join_token.clone()),
+            setup: if control_plane { secrets.setup.get(machine.name.as_str()).cloned() } else { None },
+            data: machine.data_disk.then(|| provider.data_volume()),
+            network: prepare::node_network(spec),
+            taint: control_plane && !spec.schedulable_control_plane,
+        };
+        machine.first_boot = first_boot::script(&config, &source.binary)?;
+    }
+    Ok(())
+}
+
+/// Hands each control-plane machine its bundle and shows where it stands, until it's set up or known to be ready otherwise
+/// (`ready`: it has been set up by an earlier run, and its endpoint is closed for good).
+pub(super) async fn set_up(
+    reporter: &Reporter,
+    prepared: &Prepared,
+    secrets: &Secrets,
+    settings: &ControlPlaneSettings,
+    observed: &Observed,
+    ready: watch::Receiver<BTreeSet<MachineName>>,
+) -> Result<()> {
+    let bundle = Bundle { settings: settings.clone(), secrets: secrets.cluster.clone() };
+    let machines = observed.machines.iter().filter(|m| secrets.setup.contains_key(m.name.as_str()));
+    let all = machines.map(|machine| one(reporter, prepared, secrets, &bundle, machine, ready.clone()));
+    futures::future::try_join_all(all).await.map(drop)
+}
+
+async fn one(
+    reporter: &Reporter,
+    prepared: &Prepared,
+    secrets: &Secrets,
+    bundle: &Bundle,
+    machine: &Machine,
+    ready: watch::Receiver<BTreeSet<MachineName>>,
+) -> Result<()> {
+    let name = machine.name.as_str();
+    let identity = secrets.setup.get(name).with_context(|| format!("`{name}` has no setup identity"))?;
+    let address = machine.address.with_context(|| format!("machine `{name}` has no address"))?;
+    let client = SetupClient::new(address, &identity.certificate, &secrets.setup_client)?;
+    let start = tokio::time::Instant::now();
+    let mut seen = false;
+    let mut delivered = false;
+    reporter.step(name, "booting");
+    loop {
+        if ready.borrow().contains(&machine.name) {
+            break;
+        }
+        match client.status().await {
+            Ok(status) => {
+                seen = true;
+                reporter.step(name, step(status.step));
+                if let Some(message) = &status.message {
+                    reporter.message(name, message);
+                }
+                if !delivered {
+                    match client.deliver(bundle).await {
+                        Ok(Delivery::Accepted) => delivered = true,
+                        Ok(Delivery::Refused(why)) => {
+                            return Err(UserError::new(format!("machine `{name}` refused its bundle: {}", why.trim()))
+                                .hint("it belongs to another run of `up`; remove the cluster with `kprov down` and make it again")
+                                .into());
+                        }
+                        // Lost on the way: asked again with the next status.
+                        Err(error) => tracing::debug!("bundle for {name}: {error:#}"),
+                    }
+                }
+                if status.step == SetupStep::Done {
+                    break;
+                }
+            }
+            Err(error) => {
+                tracing::debug!("setup endpoint of {name}: {error:#}");
+                // After it was seen its closing means that it's set up; before, that it hasn't booted or was set up long ago.
+                if !seen && start.elapsed() > BOOT_LIMIT {
+                    return Err(never_booted(prepared, machine).await);
+                }
+            }
+        }
+        tokio::time::sleep(ASK).await;
+    }
+    reporter.done(name);
+    Ok(())
+}
+
+fn step(step: SetupStep) -> &'static str {
+    match step {
+        SetupStep::Started => "starting",
+        SetupStep::Fetching => "fetching the release",
+        SetupStep::Images => "pulling images",
+        SetupStep::Waiting => "waiting for the bundle",
+        SetupStep::Etcd => "starting etcd",
+        SetupStep::ControlPlane => "starting the control plane",
+        SetupStep::Done => "set up",
+    }
+}
+
+async fn never_booted(prepared: &Prepared, machine: &Machine) -> anyhow::Error {
+    let console = console(prepared, &machine.name).await;
+    UserError::new(format!("machine `{}` shows no sign of life after {} s{console}", machine.name, BOOT_LIMIT.as_secs()))
+        .hint("see its console above; `kprov up` tries again, `kprov down` removes it")
+        .into()
+}
+
+/// The last lines a machine printed, for an error.
+async fn console(prepared: &Prepared, machine: &MachineName) -> String {
+    let text = prepared.provider.console(&prepared.spec.name, machine).await.ok().flatten().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(15).collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    let lines: Vec<String> = lines.iter().rev().map(|l| format!("\n    {l}")).collect();
+    format!("; its console ends:{}", lines.concat())
+}
+
+/// The error for a cluster that wasn't ready in time, with the console of a machine that isn't.
+pub(super) async fn too_late(prepared: &Prepared, limit: Duration) -> anyhow::Error {
+    let mut consoles = String::new();
+    if let Ok(observed) = prepared.provider.observe(&prepared.spec.name).await {
+        for machine in observed.machines.iter().take(3) {
+            consoles.push_str(&format!("\n  machine `{}`{}", machine.name, console(prepared, &machine.name).await));
+        }
+    }
+    UserError::new(format!("cluster `{}` was not ready within {} s{consoles}", prepared.spec.name, limit.as_secs()))
+        .hint("run the same command again to go on, with a longer `--timeout` on a slow machine; `kprov down` removes it")
+        .into()
+}

@@ -1,0 +1,46 @@
+//! `kprov`, the program for people: launches self-hosted Kubernetes clusters.
+//!
+//! Start reading at [`cli`] (what can be asked for), then [`commands::up`], which ties the parts together. Logic lives in
+//! the crates beneath; here it is put in order, shown and explained.
+
+mod cli;
+mod commands;
+mod config;
+mod failure;
+mod first_boot;
+mod home;
+mod print;
+mod progress;
+mod setup;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::Cli;
+
+fn main() -> ExitCode {
+    if let Some(code) = commands::machine_room(std::env::args_os().skip(1)) {
+        return code;
+    }
+    let cli = Cli::parse();
+    trace(cli.global.verbose);
+    match commands::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = anstream::stderr().write_all(failure::render(&error).as_bytes());
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn trace(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "warn,kprov=info,kprov_provider_local=info,kprov_provision=info,kprov_bootstrap=info",
+        _ => "info,kprov=debug,kprov_provider_local=debug,kprov_provision=debug,kprov_bootstrap=debug,kprov_front=debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

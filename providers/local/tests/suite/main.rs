@@ -1,0 +1,8 @@
+//! Real machines on this host. Every test makes its own clusters, on a range of its own, and removes them.
+#![cfg(test)]
+
+mod conformance;
+mod crashes;
+mod machines;
+mod network;
+mod room;
