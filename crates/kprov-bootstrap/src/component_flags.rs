@@ -17,9 +17,9 @@ pub(crate) const CIPHER_SUITES: &[&str] = &[
 ];
 
 /// How long an API server that was told to stop keeps serving, not ready: longer than the fronts' health checks take.
-const SHUTDOWN_DELAY_SECONDS: u32 = 5;
+const SHUTDOWN_DELAY_SECONDS: u32 = 3;
 /// How long it then takes at most to end watches, spread over the time so that not all clients list again at once.
-const WATCH_GRACE_SECONDS: u32 = 10;
+const WATCH_GRACE_SECONDS: u32 = 5;
 /// When the kubelet kills it: after both, and time for requests that run.
 pub(crate) const APISERVER_GRACE_SECONDS: u32 = SHUTDOWN_DELAY_SECONDS + WATCH_GRACE_SECONDS + 15;
 

@@ -52,13 +52,16 @@ impl Checker {
         outcome.unwrap_or_else(|error| classify(&error))
     }
 
-    /// The kept connection may have been closed since by a server that restarted: then only a fresh one tells.
+    /// A kept connection can only say yes. It may have been closed since by a server that restarted, or, where the backend
+    /// is another front, lead to an API server that shuts down while new connections go to its successor: then only a fresh
+    /// one tells.
     async fn check_on_any(&mut self) -> io::Result<Outcome> {
         if let Some(kept) = self.kept.take()
-            && let Ok(outcome) = self.request(kept).await
+            && let Ok(Outcome::Ready) = self.request(kept).await
         {
-            return Ok(outcome);
+            return Ok(Outcome::Ready);
         }
+        self.kept = None;
         let stream = socket::connect(self.address).await?;
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         let stream = connector.connect(self.server_name.clone(), stream).await?;

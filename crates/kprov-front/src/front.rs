@@ -1,6 +1,6 @@
-//! The front: finds and checks backends, listens, and hands connections to the data path.
+//! The front as its owner sees it: what it is started with, what it tells, and what its parts share.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,30 +10,20 @@ use std::time::{Duration, Instant};
 use kprov_types::ports;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
-use tokio::task::AbortHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::info;
 
-use crate::check::Checker;
 use crate::discover::ListenTable;
-use crate::health::{Health, LOCAL_INTERVAL, Outcome, REMOTE_INTERVAL};
+use crate::health::{Outcome, REMOTE_INTERVAL};
+use crate::keeper::Keeper;
+use crate::listen::serve_listener;
 use crate::policy::{Backend, Listener, WhenEmpty, candidates};
-use crate::proxy::{PipePool, carry};
-use crate::socket::{self, EXHAUSTION_PAUSE};
+use crate::proxy::PipePool;
+use crate::socket;
 use crate::trust::{Trust, TrustError};
-
-/// How often this machine's listening sockets are listed.
-const DISCOVERY_INTERVAL: Duration = Duration::from_millis(200);
-/// How long to wait before binding an address again that could not be bound.
-const BIND_PAUSE: Duration = Duration::from_millis(500);
-/// How long a connection that a [`WhenEmpty::Close`] listener has already accepted waits when its backend went away.
-const ACCEPTED_HOLD: Duration = Duration::from_secs(1);
-/// How long a held connection waits before it tries again backends that are said to be ready and refused it.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a front is started with.
 #[derive(Clone, Debug)]
@@ -145,46 +135,46 @@ impl FrontState {
             .any(|backend| matches!(backend, Backend::Local { revision: r, .. } if r == revision))
     }
 
-    fn serves(&self, listener: &Listener) -> bool {
+    pub(crate) fn serves(&self, listener: &Listener) -> bool {
         !candidates(listener.pool, self.ready(), 0).is_empty()
     }
 }
 
 /// What the owner of a front may change while it runs.
 #[derive(Clone)]
-struct Wanted {
-    remotes: BTreeSet<SocketAddr>,
-    tls: Arc<ClientConfig>,
+pub(crate) struct Wanted {
+    pub(crate) remotes: BTreeSet<SocketAddr>,
+    pub(crate) tls: Arc<ClientConfig>,
 }
 
 /// What is kept of a backend besides its health.
 #[derive(Default)]
-struct Tally {
-    connections: AtomicUsize,
+pub(crate) struct Tally {
+    pub(crate) connections: AtomicUsize,
     /// Wakes its check at once, on a fresh connection.
-    suspect: Notify,
+    pub(crate) suspect: Notify,
 }
 
-struct Shared {
-    state: watch::Sender<FrontState>,
-    tallies: Mutex<BTreeMap<Backend, Arc<Tally>>>,
-    cursor: AtomicUsize,
-    pipes: PipePool,
+pub(crate) struct Shared {
+    pub(crate) state: watch::Sender<FrontState>,
+    pub(crate) tallies: Mutex<BTreeMap<Backend, Arc<Tally>>>,
+    pub(crate) cursor: AtomicUsize,
+    pub(crate) pipes: PipePool,
     /// Connections under way.
-    tasks: TaskTracker,
+    pub(crate) tasks: TaskTracker,
     /// No new connections.
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     /// No connections at all.
-    kill: CancellationToken,
+    pub(crate) kill: CancellationToken,
 }
 
 impl Shared {
-    fn tally(&self, backend: Backend) -> Arc<Tally> {
+    pub(crate) fn tally(&self, backend: Backend) -> Arc<Tally> {
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(tallies.entry(backend).or_default())
     }
 
-    fn set_listener(&self, address: SocketAddr, to: ListenerState) {
+    pub(crate) fn set_listener(&self, address: SocketAddr, to: ListenerState) {
         self.state.send_if_modified(|state| {
             let changed = state.listeners.get(&address) != Some(&to);
             if changed {
@@ -247,14 +237,13 @@ impl Front {
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
         });
-        let keeper = Keeper {
-            shared: Arc::clone(&shared),
-            wanted: wanted.subscribe(),
-            local: table.zip(local_port),
+        let keeper = Keeper::new(
+            Arc::clone(&shared),
+            wanted.subscribe(),
+            table.zip(local_port),
             name,
             remote_interval,
-            checks: HashMap::new(),
-        };
+        );
         tokio::spawn(shared.stop.clone().run_until_cancelled_owned(keeper.run()));
         for (listener, socket) in bound {
             let task = serve_listener(Arc::clone(&shared), listener, socket);
@@ -318,283 +307,5 @@ impl Drop for FrontHandle {
     fn drop(&mut self) {
         self.shared.stop.cancel();
         self.shared.kill.cancel();
-    }
-}
-
-/// Keeps one health check running for each backend that is wanted or found.
-struct Keeper {
-    shared: Arc<Shared>,
-    wanted: watch::Receiver<Wanted>,
-    local: Option<(ListenTable, u16)>,
-    name: ServerName<'static>,
-    remote_interval: Duration,
-    checks: HashMap<Backend, AbortHandle>,
-}
-
-impl Keeper {
-    async fn run(mut self) {
-        let mut ticks = interval(DISCOVERY_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut listing_failed = false;
-        loop {
-            let mut backends: BTreeSet<Backend> = self
-                .wanted
-                .borrow_and_update()
-                .remotes
-                .iter()
-                .copied()
-                .map(Backend::Remote)
-                .collect();
-            if let Some((table, port)) = &self.local {
-                match table.revisions() {
-                    Ok(found) => {
-                        listing_failed = false;
-                        backends.extend(
-                            found
-                                .into_iter()
-                                .map(|revision| Backend::Local { revision, port: *port }),
-                        );
-                    }
-                    Err(error) => {
-                        // What was found before stays; its health checks tell whether it is still there.
-                        backends.extend(self.checks.keys().filter(|b| matches!(b, Backend::Local { .. })));
-                        if !std::mem::replace(&mut listing_failed, true) {
-                            warn!(%error, "front: cannot list this machine's listening sockets");
-                        }
-                    }
-                }
-            }
-            self.keep(&backends);
-            tokio::select! {
-                _ = ticks.tick(), if self.local.is_some() => {}
-                changed = self.wanted.changed() => if changed.is_err() { return },
-            }
-        }
-    }
-
-    fn keep(&mut self, backends: &BTreeSet<Backend>) {
-        let gone: Vec<_> = self
-            .checks
-            .keys()
-            .filter(|backend| !backends.contains(backend))
-            .copied()
-            .collect();
-        for backend in gone {
-            info!(%backend, "front: backend is gone");
-            if let Some(check) = self.checks.remove(&backend) {
-                check.abort();
-            }
-            self.shared.state.send_modify(|state| {
-                state.backends.remove(&backend);
-            });
-        }
-        for backend in backends {
-            if !self.checks.contains_key(backend) {
-                info!(%backend, "front: backend found");
-                let now = Instant::now();
-                let state = BackendState {
-                    ready: false,
-                    last: None,
-                    since: now,
-                };
-                self.shared.state.send_modify(|all| {
-                    all.backends.insert(*backend, state);
-                });
-                let interval = match backend {
-                    Backend::Local { .. } => LOCAL_INTERVAL,
-                    Backend::Remote(_) => self.remote_interval,
-                };
-                let check = keep_checking(
-                    Arc::clone(&self.shared),
-                    *backend,
-                    Health::new(interval, now),
-                    self.name.clone(),
-                    self.wanted.clone(),
-                );
-                self.checks.insert(*backend, tokio::spawn(check).abort_handle());
-            }
-        }
-        let mut tallies = self.shared.tallies.lock().unwrap_or_else(PoisonError::into_inner);
-        tallies.retain(|backend, tally| backends.contains(backend) || Arc::strong_count(tally) > 1);
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        for check in self.checks.values() {
-            check.abort();
-        }
-    }
-}
-
-async fn keep_checking(
-    shared: Arc<Shared>,
-    backend: Backend,
-    mut health: Health,
-    name: ServerName<'static>,
-    mut wanted: watch::Receiver<Wanted>,
-) {
-    let tally = shared.tally(backend);
-    let mut tls = Arc::clone(&wanted.borrow_and_update().tls);
-    let mut checker = Checker::new(backend.address(), name.clone(), Arc::clone(&tls));
-    let mut fresh = false;
-    loop {
-        let outcome = checker.check(fresh).await;
-        let now = Instant::now();
-        let changed = health.observe(outcome, now);
-        if changed {
-            info!(%backend, ready = health.is_ready(), reason = %outcome, "front: backend changed");
-        }
-        shared.state.send_if_modified(|state| {
-            let Some(known) = state.backends.get_mut(&backend) else {
-                return false;
-            };
-            let new = BackendState {
-                ready: health.is_ready(),
-                last: Some(outcome),
-                since: if changed { now } else { known.since },
-            };
-            std::mem::replace(known, new) != new
-        });
-        let pause = sleep(health.pause(now));
-        tokio::select! {
-            () = pause => fresh = false,
-            () = tally.suspect.notified() => fresh = true,
-            changed = wanted.changed() => if changed.is_err() { return },
-        }
-        let now_wanted = Arc::clone(&wanted.borrow_and_update().tls);
-        if !Arc::ptr_eq(&tls, &now_wanted) {
-            tls = now_wanted;
-            checker = Checker::new(backend.address(), name.clone(), Arc::clone(&tls));
-        }
-    }
-}
-
-async fn serve_listener(shared: Arc<Shared>, listener: Listener, mut bound: Option<TcpListener>) {
-    let mut state = shared.state.subscribe();
-    let closes = listener.when_empty == WhenEmpty::Close;
-    loop {
-        if closes && !state.borrow_and_update().serves(&listener) {
-            shared.set_listener(listener.address, ListenerState::Closed);
-            if state.wait_for(|state| state.serves(&listener)).await.is_err() {
-                return;
-            }
-        }
-        let socket = match bound.take().map_or_else(|| socket::listen(listener.address), Ok) {
-            Ok(socket) => socket,
-            Err(error) => {
-                shared.set_listener(listener.address, ListenerState::Failed(error.to_string()));
-                sleep(BIND_PAUSE).await;
-                continue;
-            }
-        };
-        shared.set_listener(listener.address, ListenerState::Open);
-        let emptied = async {
-            if closes {
-                // The sender lives as long as this task: there is no other end than the condition's.
-                drop(state.wait_for(|state| !state.serves(&listener)).await);
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = emptied => {}
-            () = accept(&shared, listener, &socket) => {}
-        }
-    }
-}
-
-/// Accepts connections until the socket itself fails.
-async fn accept(shared: &Arc<Shared>, listener: Listener, socket: &TcpListener) {
-    loop {
-        match socket.accept().await {
-            Ok((client, _)) => {
-                let task = serve(Arc::clone(shared), listener, client);
-                shared.tasks.spawn(shared.kill.clone().run_until_cancelled_owned(task));
-            }
-            // Clients wait in the backlog meanwhile.
-            Err(error) if socket::is_exhaustion(&error) => {
-                warn!(address = %listener.address, %error, "front: cannot accept connections");
-                sleep(EXHAUSTION_PAUSE).await;
-            }
-            // The client was faster to leave (accept(2) lists the errors of the new connection that end up here).
-            Err(error) if error.kind() != io::ErrorKind::InvalidInput => {
-                debug!(address = %listener.address, %error, "front: lost a connection before it began");
-            }
-            Err(error) => {
-                warn!(address = %listener.address, %error, "front: listening socket failed");
-                return;
-            }
-        }
-    }
-}
-
-async fn serve(shared: Arc<Shared>, listener: Listener, client: TcpStream) {
-    let Some((backend, server)) = connect(&shared, listener).await else {
-        debug!(address = %listener.address, "front: no backend is ready");
-        socket::reset_on_close(&client);
-        return;
-    };
-    let tally = shared.tally(backend);
-    let _counted = Counted::new(&tally.connections);
-    if let Err(error) = carry(&client, &server, &shared.pipes).await {
-        debug!(%backend, %error, "front: connection broke");
-    }
-}
-
-/// Connects to the best backend that takes the connection, waiting for one as long as the listener allows.
-async fn connect(shared: &Shared, listener: Listener) -> Option<(Backend, TcpStream)> {
-    let hold = match listener.when_empty {
-        WhenEmpty::Close => ACCEPTED_HOLD,
-        WhenEmpty::Hold(hold) => hold,
-    };
-    let deadline = tokio::time::Instant::now() + hold;
-    let cursor = shared.cursor.fetch_add(1, Ordering::Relaxed);
-    let mut state = shared.state.subscribe();
-    loop {
-        let ready = candidates(listener.pool, state.borrow_and_update().ready(), cursor);
-        let found_some = !ready.is_empty();
-        for backend in ready {
-            match socket::connect(backend.address()).await {
-                Ok(server) => return Some((backend, server)),
-                Err(error) => {
-                    debug!(%backend, %error, "front: backend does not take a connection");
-                    if socket::is_exhaustion(&error) {
-                        break;
-                    }
-                    shared.tally(backend).suspect.notify_one();
-                }
-            }
-        }
-        let retry = async {
-            if found_some {
-                sleep(RETRY_PAUSE).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = sleep_until(deadline) => return None,
-            changed = state.changed() => if changed.is_err() { return None },
-            () = retry => {}
-        }
-    }
-}
-
-/// Counts one connection while it lives.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -14,6 +14,8 @@ mod check;
 mod discover;
 mod front;
 pub mod health;
+mod keeper;
+mod listen;
 pub mod policy;
 mod proxy;
 mod socket;

@@ -123,7 +123,8 @@ fn server(secrets: &ClusterSecrets, member: &Member) -> KeyPairPem {
         common_name: member.name.to_string(),
         organization: None,
         usage: Usage::ServerAndClient,
-        names: [member.address.to_string()].into(),
+        // A peer's certificate must be for the address it speaks from, which is this one on loopback.
+        names: [member.address.to_string(), "127.0.0.1".into()].into(),
     };
     pki::issue(&secrets.etcd_ca, &leaf, Timestamp::now()).unwrap()
 }

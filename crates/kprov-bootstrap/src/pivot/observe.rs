@@ -88,7 +88,8 @@ async fn node_seen(client: &Client, node: &Node) -> NodeSeen {
         Some(condition) => Err(condition.message.clone().unwrap_or_default()),
         None => Err(String::new()),
     };
-    let kubelet_answers = kubelet_answers(client, &name).await;
+    // Before a node is Ready its kubelet has no signed certificate, and asking takes until it has one.
+    let kubelet_answers = ready.is_ok() && kubelet_answers(client, &name).await;
     NodeSeen {
         ready,
         control_plane: node.labels().contains_key(CONTROL_PLANE_LABEL),

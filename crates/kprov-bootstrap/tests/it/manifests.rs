@@ -46,7 +46,7 @@ fn command(pod_spec: &Value) -> Vec<String> {
 /// Everything that is rendered for a version, one document after the other.
 fn rendered(version: &str, etcd: &str) -> String {
     let settings = settings(version, etcd, 3);
-    let document = |title: String, value: &Value| format!("--- {title}\n{}", yaml(value));
+    let document = |title: String, value: &Value| format!("--- {title}\n{}", flat(value));
     let objects = self_hosted(&settings, FIRST_REVISION, Some(&grant())).unwrap();
     let mut text: String = objects
         .iter()
@@ -59,30 +59,29 @@ fn rendered(version: &str, etcd: &str) -> String {
 }
 
 /// Short enough to read: a line for each scalar, a flag a line.
-fn yaml(value: &Value) -> String {
-    fn lines(value: &Value, path: &str, out: &mut String) {
+fn flat(value: &Value) -> String {
+    fn lines(value: &Value, path: &str, out: &mut Vec<String>) {
         match value {
-            Value::String(_) if path.ends_with(SETTINGS_KEY) => *out += &format!("{path} (the settings)\n"),
+            Value::String(_) if path.ends_with(SETTINGS_KEY) => out.push(format!("{path} (the settings)")),
             Value::Object(fields) if !fields.is_empty() => {
-                fields
-                    .iter()
-                    .for_each(|(name, field)| lines(field, &format!("{path}.{name}"), out));
+                for (name, field) in fields {
+                    lines(field, &format!("{path}.{name}"), out);
+                }
             }
-            Value::Array(items) if items.iter().any(|i| i.is_object()) => {
-                items
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, item)| lines(item, &format!("{path}[{i}]"), out));
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                for (i, item) in items.iter().enumerate() {
+                    lines(item, &format!("{path}[{i}]"), out);
+                }
             }
             Value::Array(items) if path.ends_with("command") => {
-                items.iter().for_each(|item| *out += &format!("{path} {item}\n"));
+                out.extend(items.iter().map(|item| format!("{path} {item}")));
             }
-            other => *out += &format!("{path} {other}\n"),
+            other => out.push(format!("{path} {other}")),
         }
     }
-    let mut out = String::new();
+    let mut out = Vec::new();
     lines(value, "", &mut out);
-    out
+    out.join("\n") + "\n"
 }
 
 #[test]

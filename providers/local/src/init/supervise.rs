@@ -102,7 +102,7 @@ async fn supervise(mut console: Console) -> Result<(), InitError> {
                 pass_on(&output, &mut console);
             }
             _ = children.recv() => {
-                for (pid, how) in reap() {
+                for (pid, how) in reap().ended {
                     if let Script::Running { pid: its, since } = script && its == pid {
                         let wait = backoff.after(since.elapsed());
                         // What it said last comes before what is said about it.
@@ -138,18 +138,21 @@ async fn supervise(mut console: Console) -> Result<(), InitError> {
             None
         }
     };
-    while has_children() && Instant::now() < deadline {
+    loop {
+        let Reaped { ended, more } = reap();
+        if ended.iter().any(|(pid, _)| Some(*pid) == main) {
+            main = None;
+            let _ = kill(EVERYBODY, Signal::SIGTERM);
+        }
+        if !more || Instant::now() >= deadline {
+            break;
+        }
         tokio::select! {
             result = output.readable() => {
                 result.map_err(failed("read a pipe"))?;
                 pass_on(&output, &mut console);
             }
-            _ = children.recv() => {
-                if reap().iter().any(|(pid, _)| Some(*pid) == main) {
-                    main = None;
-                    let _ = kill(EVERYBODY, Signal::SIGTERM);
-                }
-            }
+            _ = children.recv() => {}
             () = sleep_until(deadline) => {}
         }
     }
@@ -159,7 +162,7 @@ async fn supervise(mut console: Console) -> Result<(), InitError> {
     Ok(())
 }
 
-/// For `kill(2)` by the first process of a namespace: all but itself.
+/// For `kill(2)` by the first process of a namespace: all but itself. For `waitpid(2)`: any child.
 const EVERYBODY: Pid = Pid::from_raw(-1);
 
 fn start(output: &OwnedFd) -> Result<Script, InitError> {
@@ -191,24 +194,25 @@ fn start(output: &OwnedFd) -> Result<Script, InitError> {
     })
 }
 
+/// The children that have ended, and how; and whether there are more.
+struct Reaped {
+    ended: Vec<(Pid, String)>,
+    more: bool,
+}
+
 /// Takes in all children that have ended, the orphans of others among them.
-fn reap() -> Vec<(Pid, String)> {
+fn reap() -> Reaped {
     let mut ended = Vec::new();
     loop {
         match waitpid(EVERYBODY, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => ended.push((pid, format!("exit code {code}"))),
             Ok(WaitStatus::Signaled(pid, signal, _)) => ended.push((pid, signal.to_string())),
-            Ok(WaitStatus::StillAlive) => return ended,
+            Ok(WaitStatus::StillAlive) => return Reaped { ended, more: true },
             Err(Errno::EINTR) | Ok(_) => {}
             // ECHILD: none is left.
-            Err(_) => return ended,
+            Err(_) => return Reaped { ended, more: false },
         }
     }
-}
-
-fn has_children() -> bool {
-    // Signal 0 asks only whether there is anybody to take it.
-    kill(EVERYBODY, None).is_ok()
 }
 
 fn pass_on(output: &pipe::Receiver, console: &mut Console) {

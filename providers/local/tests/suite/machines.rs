@@ -154,21 +154,12 @@ async fn the_script_runs_again() {
     let specs = [machine(cluster, "worker-0", Role::Worker, script)];
     let made = room.up(cluster, &room.network(), &specs).await;
     let name = &made[0].name;
-    let console = async || room.provider.console(cluster, name).await.unwrap().unwrap_or_default();
-    let mut text = String::new();
-    for _ in 0..200 {
-        text = console().await;
-        if text.contains("run 2 of") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let text = room.console_with(cluster, name, "run 2 of").await;
     assert!(text.contains("run 1 of /run/kprov/first-boot\n"), "{text}");
     assert!(
         text.contains("the first-boot script ended with exit code 3; it runs again in 1 s\n"),
         "{text}"
     );
-    assert!(text.contains("run 2 of"), "{text}");
 
     let old = room.pid(cluster, name);
     kill(Pid::from_raw(old), Signal::SIGKILL).unwrap();
@@ -184,12 +175,7 @@ async fn the_script_runs_again() {
     let again = room.up(cluster, &room.network(), &specs).await;
     assert_eq!(again, made);
     assert_ne!(room.pid(cluster, name), old);
-    assert_eq!(
-        until("it has run", || Some(room.inside(cluster, name, "wc -l </etc/runs"))
-            .filter(|n| n == "3")),
-        "3"
-    );
-    assert!(console().await.contains("run 3 of"));
+    room.console_with(cluster, name, "run 3 of").await;
 }
 
 /// Told to end, a machine lets its programs end first, then takes the rest along. Orphans are taken in.
@@ -198,36 +184,23 @@ async fn ends_in_order() {
     let Some(room) = room(&["ends"], 23) else { return };
     let cluster = room.cluster();
     let script = "trap 'echo told; sleep 0.2; echo done; exit 0' TERM; \
-                  (sleep 0.1 & exec sleep 0.05) & (trap '' TERM; exec sleep 3601) & while :; do sleep 0.05; done";
+                  cp /bin/sleep /bin/orphan; (orphan 0.1 & exec sleep 0.05) & (trap '' TERM; echo deaf; exec sleep 3601) & while :; do sleep 0.05; done";
     let specs = [machine(cluster, "worker-0", Role::Worker, script)];
     let name = room.up(cluster, &room.network(), &specs).await.remove(0).name;
     let pid = room.pid(cluster, &name);
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(
-        !room.inside(cluster, &name, "cat /proc/[0-9]*/stat").contains(") Z "),
-        "orphans stay as zombies"
-    );
+    room.console_with(cluster, &name, "deaf\n").await;
+    // The orphan has ended, and nobody is left who ought to have taken it in.
+    until("the orphan is taken in", || {
+        let stats = room.inside(cluster, &name, "cat /proc/[0-9]*/stat 2>/dev/null || true");
+        (!stats.contains("orphan")).then_some(())
+    });
     kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    let text = room.console_with(cluster, &name, "done\n").await;
+    assert!(text.contains("deaf\nkprov: ending\ntold\ndone\n"), "{text}");
     // The one that does not listen is waited for, for 20 s: until it is told in a way that it can't but hear.
-    let console = async || room.provider.console(cluster, &name).await.unwrap().unwrap_or_default();
-    let mut text = String::new();
-    for _ in 0..100 {
-        text = console().await;
-        if text.contains("done\n") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(text.contains("kprov: ending\ntold\ndone\n"), "{text}");
     assert!(!text.contains("kprov: ended"), "{text}");
     room.inside(cluster, &name, "kill -KILL $(pgrep -f '[s]leep 3601')");
-    for _ in 0..100 {
-        text = console().await;
-        if text.contains("kprov: ended") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let text = room.console_with(cluster, &name, "kprov: ended").await;
     assert!(text.ends_with("kprov: ended\n"), "{text}");
 }
 

@@ -107,6 +107,24 @@ impl Room {
         self.provider.remove_network(cluster).await.unwrap();
     }
 
+    /// What a machine has printed, once a text is in it.
+    pub(crate) async fn console_with(&self, cluster: &ClusterName, machine: &MachineName, text: &str) -> String {
+        let mut printed = String::new();
+        for _ in 0..500 {
+            printed = self
+                .provider
+                .console(cluster, machine)
+                .await
+                .unwrap()
+                .unwrap_or_default();
+            if printed.contains(text) {
+                return printed;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("`{machine}` never printed `{text}`, but: {printed}");
+    }
+
     /// Runs a program inside a machine.
     pub(crate) fn inside(&self, cluster: &ClusterName, machine: &MachineName, script: &str) -> String {
         let pid = self.pid(cluster, machine).to_string();
