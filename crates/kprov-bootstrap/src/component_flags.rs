@@ -20,8 +20,12 @@ pub(crate) const CIPHER_SUITES: &[&str] = &[
 const SHUTDOWN_DELAY_SECONDS: u32 = 3;
 /// How long it then takes at most to end watches, spread over the time so that not all clients list again at once.
 const WATCH_GRACE_SECONDS: u32 = 5;
-/// When the kubelet kills it: after both, and time for requests that run.
-pub(crate) const APISERVER_GRACE_SECONDS: u32 = SHUTDOWN_DELAY_SECONDS + WATCH_GRACE_SECONDS + 15;
+
+/// When the kubelet kills an API server that was told to stop: after all that, and time for requests that run. One that can't
+/// end watches by itself would wait for them until it's killed, so it gets no more than its requests need.
+pub(crate) fn apiserver_grace_seconds(features: &Features) -> u32 {
+    if features.shutdown_watch_grace { SHUTDOWN_DELAY_SECONDS + WATCH_GRACE_SECONDS + 15 } else { SHUTDOWN_DELAY_SECONDS + 10 }
+}
 
 fn tls() -> [String; 2] {
     [

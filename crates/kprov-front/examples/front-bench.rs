@@ -103,6 +103,13 @@ fn processor_time() -> Result<Duration> {
     Ok(Duration::from_micros(micros.try_into()?))
 }
 
+/// Processor time of one thread so far, in seconds (the first field of `schedstat`, in nanoseconds).
+fn thread_time(thread: i32) -> Result<f64> {
+    let statistics = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat"))?;
+    let nanoseconds: f64 = statistics.split(' ').next().context("a field")?.parse()?;
+    Ok(nanoseconds / 1e9)
+}
+
 fn main() -> Result<()> {
     let pki: &'static Pki = Box::leak(Box::new(Pki::new()?));
     let direct: SocketAddr = thread(move |ready| async move {
@@ -110,7 +117,7 @@ fn main() -> Result<()> {
         ready.send(backend.address)?;
         std::future::pending().await
     })?;
-    let front: SocketAddr = thread(move |ready| async move {
+    let (front, front_thread): (SocketAddr, i32) = thread(move |ready| async move {
         let address = free_address();
         let listener = Listener {
             address,
@@ -125,7 +132,7 @@ fn main() -> Result<()> {
             s.listeners.values().all(|l| *l == kprov_front::ListenerState::Open)
         })
         .await;
-        ready.send(address)?;
+        ready.send((address, nix::unistd::gettid().as_raw()))?;
         std::future::pending().await
     })?;
 
@@ -141,12 +148,19 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         let (mut open, mut new) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         let (mut plain, mut tls) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        let (mut plain_time, mut tls_time) = (0.0, 0.0);
         for _ in 0..ROUNDS {
             for (i, address) in [direct, front].into_iter().enumerate() {
                 open[i].extend(requests(pki, address, REQUESTS / ROUNDS).await?);
                 new[i].extend(connections(pki, address, CONNECTIONS / ROUNDS).await?);
+                let before = thread_time(front_thread)?;
                 plain[i].push(transfer(TcpStream::connect(address).await?, b"S", BYTES).await?);
+                let between = thread_time(front_thread)?;
                 tls[i].push(transfer(pki.connect(address).await?, b"SUM\n", BYTES / 2).await?);
+                if address == front {
+                    plain_time += between - before;
+                    tls_time += thread_time(front_thread)? - between;
+                }
             }
         }
         for (what, [direct, front]) in
@@ -162,16 +176,21 @@ fn main() -> Result<()> {
                 quantile(front, 0.99).as_secs_f64() * 1e6,
             );
         }
-        for (what, rates) in [("TCP", &mut plain), ("TLS", &mut tls)] {
+        let gigabytes = (ROUNDS * BYTES) as f64 / 1e9;
+        for (what, rates, time) in
+            [("TCP", &mut plain, plain_time / gigabytes), ("TLS", &mut tls, tls_time / gigabytes * 2.0)]
+        {
             let [direct, front] = rates.each_mut().map(|rates| {
                 rates.sort_by(f64::total_cmp);
                 rates.get(rates.len() / 2).copied().unwrap_or_default()
             });
             println!(
-                "{what} throughput: direct {:.0} MB/s, through the front {:.0} MB/s, {:.0}%",
+                "{what} throughput: direct {:.0} MB/s, through the front {:.0} MB/s, {:.0}%; the front spends {:.0} ms of \
+                 processor time a GB",
                 direct / 1e6,
                 front / 1e6,
-                100.0 * front / direct
+                100.0 * front / direct,
+                time * 1e3
             );
         }
         anyhow::Ok(())

@@ -160,6 +160,8 @@ pub(crate) struct Shared {
     pub(crate) tallies: Mutex<BTreeMap<Backend, Arc<Tally>>>,
     pub(crate) cursor: AtomicUsize,
     pub(crate) pipes: PipePool,
+    /// Listeners, and what keeps backends checked.
+    own: TaskTracker,
     /// Connections under way.
     pub(crate) tasks: TaskTracker,
     /// No new connections.
@@ -233,6 +235,7 @@ impl Front {
             tallies: Mutex::default(),
             cursor: AtomicUsize::new(0),
             pipes: PipePool::default(),
+            own: TaskTracker::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -244,10 +247,12 @@ impl Front {
             name,
             remote_interval,
         );
-        tokio::spawn(shared.stop.clone().run_until_cancelled_owned(keeper.run()));
+        shared
+            .own
+            .spawn(shared.stop.clone().run_until_cancelled_owned(keeper.run()));
         for (listener, socket) in bound {
             let task = serve_listener(Arc::clone(&shared), listener, socket);
-            tokio::spawn(shared.stop.clone().run_until_cancelled_owned(task));
+            shared.own.spawn(shared.stop.clone().run_until_cancelled_owned(task));
         }
         Ok(FrontHandle { wanted, shared })
     }
@@ -295,6 +300,8 @@ impl FrontHandle {
     /// Stops listening, lets connections end by themselves for as long as `grace`, and then ends them.
     pub async fn shutdown(self, grace: Duration) {
         self.shared.stop.cancel();
+        self.shared.own.close();
+        self.shared.own.wait().await;
         self.shared.tasks.close();
         // Out of time is an ordinary end: watches don't end by themselves.
         let _ = timeout(grace, self.shared.tasks.wait()).await;

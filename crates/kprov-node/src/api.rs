@@ -6,8 +6,8 @@ use camino::Utf8Path;
 use kprov_bootstrap::paths as kubernetes;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::files::{self, FileError, failed};
 use crate::paths;
@@ -73,19 +73,27 @@ pub async fn client(identity: Identity) -> Result<Client, ApiError> {
 }
 
 async fn from_kubeconfig(path: &str) -> Result<Config, ApiError> {
-    let error = |source| ApiError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let error = |source| ApiError::Kubeconfig {
+        path: path.to_owned(),
+        source: Box::new(source),
+    };
     if files::read_if_there(Utf8Path::new(path))?.is_none() {
         return Err(ApiError::NoCertificate);
     }
     let kubeconfig = Kubeconfig::read_from(path).map_err(error)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(error)
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(error)
 }
 
 /// From the file in which kubelet keeps its certificate and key together.
 fn kubelet_config(pem: &str) -> Result<Config, ApiError> {
     let ca = Utf8Path::new(kubernetes::CA);
     let ca_pem = std::fs::read(ca).map_err(failed("read", ca))?;
-    let roots = CertificateDer::pem_slice_iter(&ca_pem).filter_map(Result::ok).map(|der| der.to_vec()).collect();
+    let roots = CertificateDer::pem_slice_iter(&ca_pem)
+        .filter_map(Result::ok)
+        .map(|der| der.to_vec())
+        .collect();
     let (certificate, key) = split(pem).ok_or(ApiError::NoCertificate)?;
     let mut config = Config::new(http::Uri::from_static(kubernetes::LOCAL_API));
     config.root_cert = Some(roots);

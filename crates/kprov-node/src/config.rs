@@ -55,7 +55,10 @@ pub struct Machine {
 /// Reads a first-boot configuration.
 pub fn read(path: &Utf8Path) -> Result<NodeConfig, ConfigError> {
     let text = std::fs::read(path).map_err(failed("read", path))?;
-    serde_json::from_slice(&text).map_err(|source| ConfigError::Malformed { path: path.to_string(), source })
+    serde_json::from_slice(&text).map_err(|source| ConfigError::Malformed {
+        path: path.to_string(),
+        source,
+    })
 }
 
 impl Machine {
@@ -66,8 +69,9 @@ impl Machine {
             MachineName::new(name.to_string_lossy().to_lowercase()).map_err(ConfigError::Name)
         };
         let name = config.machine.clone().map_or_else(host_name, Ok)?;
-        let address = host::own_address(&config.endpoint)
-            .ok_or_else(|| ConfigError::NoAddress { endpoint: config.endpoint.host.clone() })?;
+        let address = host::own_address(&config.endpoint).ok_or_else(|| ConfigError::NoAddress {
+            endpoint: config.endpoint.host.clone(),
+        })?;
         Ok(Self { config, name, address })
     }
 
@@ -79,7 +83,10 @@ impl Machine {
             return Err("this machine is a worker, which takes no bundle".into());
         }
         if settings.cluster != config.cluster {
-            return Err(format!("it is for the cluster `{}`, this machine is of `{}`", settings.cluster, config.cluster));
+            return Err(format!(
+                "it is for the cluster `{}`, this machine is of `{}`",
+                settings.cluster, config.cluster
+            ));
         }
         if settings.network != config.network {
             return Err("its address ranges are not the ones this machine was started with".into());
@@ -91,10 +98,15 @@ impl Machine {
             let (asked, release) = (&settings.kubernetes, &settings.release.kubernetes);
             return Err(format!("it asks for Kubernetes {asked} with a release of {release}"));
         }
-        let member = self.member(bundle).ok_or_else(|| format!("`{}` is not among its members", self.name))?;
+        let member = self
+            .member(bundle)
+            .ok_or_else(|| format!("`{}` is not among its members", self.name))?;
         if member.address != self.address {
             let (theirs, own) = (member.address, self.address);
-            return Err(format!("it has `{theirs}` as the address of `{}`, which is `{own}`", self.name));
+            return Err(format!(
+                "it has `{theirs}` as the address of `{}`, which is `{own}`",
+                self.name
+            ));
         }
         Ok(())
     }
@@ -106,9 +118,13 @@ impl Machine {
 
     /// The bundle that was accepted before, if one was.
     pub fn stored_bundle(&self) -> Result<Option<Bundle>, ConfigError> {
-        let Some(json) = files::read_if_there(Utf8Path::new(paths::BUNDLE))? else { return Ok(None) };
-        let bundle = serde_json::from_slice(&json)
-            .map_err(|source| ConfigError::Malformed { path: paths::BUNDLE.into(), source })?;
+        let Some(json) = files::read_if_there(Utf8Path::new(paths::BUNDLE))? else {
+            return Ok(None);
+        };
+        let bundle = serde_json::from_slice(&json).map_err(|source| ConfigError::Malformed {
+            path: paths::BUNDLE.into(),
+            source,
+        })?;
         self.check_bundle(&bundle).map_err(|why| ConfigError::Bundle { why })?;
         Ok(Some(bundle))
     }
@@ -118,8 +134,10 @@ impl Machine {
 pub fn forget_secrets(path: &Utf8Path) -> Result<(), ConfigError> {
     let mut config = read(path)?;
     if config.setup.take().is_some() | config.join_token.take().is_some() {
-        let json = serde_json::to_vec_pretty(&config)
-            .map_err(|source| ConfigError::Malformed { path: path.to_string(), source })?;
+        let json = serde_json::to_vec_pretty(&config).map_err(|source| ConfigError::Malformed {
+            path: path.to_string(),
+            source,
+        })?;
         files::write(path, &json, 0o600)?;
     }
     Ok(())
@@ -162,6 +180,13 @@ mod tests {
         assert!(config.setup.is_some() && config.join_token.is_some());
         std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
         forget_secrets(&path).unwrap();
-        assert_eq!(read(&path).unwrap(), NodeConfig { setup: None, join_token: None, ..config });
+        assert_eq!(
+            read(&path).unwrap(),
+            NodeConfig {
+                setup: None,
+                join_token: None,
+                ..config
+            }
+        );
     }
 }

@@ -30,7 +30,10 @@ impl ContainerdVersion {
     pub fn from_output(output: &str) -> Result<Self, ContainerdVersionError> {
         let version = output.split_whitespace().nth(2).and_then(|word| {
             let mut numbers = word.trim_start_matches('v').split('.');
-            Some(Self { major: numbers.next()?.parse().ok()?, minor: numbers.next()?.parse().ok()? })
+            Some(Self {
+                major: numbers.next()?.parse().ok()?,
+                minor: numbers.next()?.parse().ok()?,
+            })
         });
         version.ok_or_else(|| ContainerdVersionError(output.trim().to_owned()))
     }
@@ -66,7 +69,9 @@ pub fn config(version: ContainerdVersion, host: &Host, release: &Release, direct
     } else {
         ("io.containerd.grpc.v1.cri", "io.containerd.grpc.v1.cri")
     };
-    let pause = release.image(ImageComponent::Pause).map(|image| quoted(&image.pinned()));
+    let pause = release
+        .image(ImageComponent::Pause)
+        .map(|image| quoted(&image.pinned()));
     let disabled: Vec<_> = DISABLED.iter().map(|p| quoted(p)).collect();
     let mut out = String::new();
     let mut line = |text: &str| {
@@ -96,16 +101,29 @@ pub fn config(version: ContainerdVersion, host: &Host, release: &Release, direct
     line(&format!("restrict_oom_score_adj = {}", !host.sys_resource));
     line("tolerate_missing_hugetlb_controller = true");
 
-    line(&format!("[plugins.{images:?}.registry]\nconfig_path = {}", quoted(paths::CONTAINERD_CERTS)));
-    line(&format!("[plugins.{runtime:?}.containerd]\ndefault_runtime_name = \"runc\""));
+    line(&format!(
+        "[plugins.{images:?}.registry]\nconfig_path = {}",
+        quoted(paths::CONTAINERD_CERTS)
+    ));
+    line(&format!(
+        "[plugins.{runtime:?}.containerd]\ndefault_runtime_name = \"runc\""
+    ));
     if !two {
         line("snapshotter = \"overlayfs\"");
     }
-    line(&format!("[plugins.{runtime:?}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\""));
+    line(&format!(
+        "[plugins.{runtime:?}.containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\""
+    ));
     line(&format!("[plugins.{runtime:?}.containerd.runtimes.runc.options]"));
     line(&format!("BinaryName = {}", quoted(directory.join("bin/runc").as_str())));
-    line(&format!("SystemdCgroup = {}", host.cgroup_driver() == CgroupDriver::Systemd));
-    line(&format!("[plugins.{runtime:?}.cni]\nconf_dir = {}", quoted(paths::CNI_CONFIG)));
+    line(&format!(
+        "SystemdCgroup = {}",
+        host.cgroup_driver() == CgroupDriver::Systemd
+    ));
+    line(&format!(
+        "[plugins.{runtime:?}.cni]\nconf_dir = {}",
+        quoted(paths::CNI_CONFIG)
+    ));
     let plugins = quoted(directory.join("cni").as_str());
     if version >= (ContainerdVersion { major: 2, minor: 1 }) {
         line(&format!("bin_dirs = [{plugins}]"));
@@ -118,7 +136,11 @@ pub fn config(version: ContainerdVersion, host: &Host, release: &Release, direct
 /// The registries that a release's images are in, with their `hosts.toml`: the release's own servers first, then, where
 /// there is one, the registry itself (containerd's `docs/hosts.md`). What is pulled is fixed by digest wherever it comes from.
 pub fn registry_hosts(release: &Release, urls: &[String]) -> Vec<(Utf8PathBuf, String)> {
-    let mut registries: Vec<_> = release.images.values().map(kprov_types::release::ReleaseImage::registry).collect();
+    let mut registries: Vec<_> = release
+        .images
+        .values()
+        .map(kprov_types::release::ReleaseImage::registry)
+        .collect();
     registries.sort_unstable();
     registries.dedup();
     let file = |registry: &str| {
@@ -133,7 +155,10 @@ pub fn registry_hosts(release: &Release, urls: &[String]) -> Vec<(Utf8PathBuf, S
             let url = quoted(url.trim_end_matches('/'));
             let _ = writeln!(text, "[host.{url}]\ncapabilities = [\"pull\", \"resolve\"]");
         }
-        (Utf8Path::new(paths::CONTAINERD_CERTS).join(registry).join("hosts.toml"), text)
+        (
+            Utf8Path::new(paths::CONTAINERD_CERTS).join(registry).join("hosts.toml"),
+            text,
+        )
     };
     registries.into_iter().map(file).collect()
 }
@@ -178,9 +203,18 @@ mod tests {
     #[test]
     fn versions_as_printed() {
         let cases = [
-            ("containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u1", Some((1, 6))),
-            ("containerd github.com/containerd/containerd v1.7.27 05044ec0a9a75232cad458027ca83437aae3f4da", Some((1, 7))),
-            ("containerd github.com/containerd/containerd/v2 v2.1.4 75cb2b7193e4e490e9fbdc236c0e811ccaba3376", Some((2, 1))),
+            (
+                "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u1",
+                Some((1, 6)),
+            ),
+            (
+                "containerd github.com/containerd/containerd v1.7.27 05044ec0a9a75232cad458027ca83437aae3f4da",
+                Some((1, 7)),
+            ),
+            (
+                "containerd github.com/containerd/containerd/v2 v2.1.4 75cb2b7193e4e490e9fbdc236c0e811ccaba3376",
+                Some((2, 1)),
+            ),
             ("containerd", None),
         ];
         for (text, expected) in cases {
@@ -193,7 +227,12 @@ mod tests {
     fn the_configuration_follows_version_and_host() {
         let release = testing::release();
         let text = |major, minor, sys_resource| {
-            config(ContainerdVersion { major, minor }, &host(sys_resource), &release, "/r".into())
+            config(
+                ContainerdVersion { major, minor },
+                &host(sys_resource),
+                &release,
+                "/r".into(),
+            )
         };
         let pause = release.image(ImageComponent::Pause).unwrap().pinned();
         let old = text(1, 6, false);
@@ -203,7 +242,10 @@ mod tests {
         assert!(old.contains("bin_dir = \"/r/cni\""), "{old}");
         let new = text(2, 1, true);
         assert!(new.starts_with("version = 3\n"), "{new}");
-        assert!(new.contains(&format!(".pinned_images]\nsandbox = \"{pause}\"")), "{new}");
+        assert!(
+            new.contains(&format!(".pinned_images]\nsandbox = \"{pause}\"")),
+            "{new}"
+        );
         assert!(new.contains("restrict_oom_score_adj = false"), "{new}");
         assert!(new.contains("bin_dirs = [\"/r/cni\"]"), "{new}");
         assert!(!new.contains("grpc.v1.cri"), "{new}");

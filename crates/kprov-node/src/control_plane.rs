@@ -10,14 +10,14 @@ use kprov_bootstrap::pki::PkiError;
 use kprov_types::node::{Bundle, Member};
 use kprov_types::release::ImageComponent;
 
+use crate::config::Machine;
 use crate::etcd::{self, EtcdClient};
 use crate::files::{self, FileError, failed};
 use crate::https::{self, TlsError};
 use crate::images::Images;
+use crate::paths;
 use crate::status::Status;
 use crate::volume::{self, VolumeError};
-use crate::config::Machine;
-use crate::paths;
 
 /// How often certificates are looked at.
 const RENEWAL: Duration = Duration::from_hours(12);
@@ -90,7 +90,10 @@ impl ControlPlane {
         let all = bundle.settings.members.clone();
         let index = all.iter().position(|m| m.name == machine.name);
         let index = index.ok_or_else(|| ControlPlaneError::NotAMember(machine.name.to_string()))?;
-        let me = machine.member(bundle).cloned().ok_or_else(|| ControlPlaneError::NotAMember(machine.name.to_string()))?;
+        let me = machine
+            .member(bundle)
+            .cloned()
+            .ok_or_else(|| ControlPlaneError::NotAMember(machine.name.to_string()))?;
         write_files(bundle, &me)?;
         files::make_directory(Utf8Path::new(kubernetes::AUDIT_LOG_DIR), 0o700)?;
         for (name, pod) in kprov_bootstrap::standby_pods(&bundle.settings, &me)? {
@@ -105,9 +108,17 @@ impl ControlPlane {
             std::fs::read_to_string(&path).map_err(failed("read", &path))
         };
         let ca = &bundle.secrets.etcd_ca.certificate;
-        let (certificate, key) = (read("etcd/healthcheck-client.crt")?, read("etcd/healthcheck-client.key")?);
+        let (certificate, key) = (
+            read("etcd/healthcheck-client.crt")?,
+            read("etcd/healthcheck-client.key")?,
+        );
         let etcd = EtcdClient::new(https::client(ca, Some((&certificate, &key)))?);
-        Ok(Self { me, index: u32::try_from(index).unwrap_or(u32::MAX), all, etcd })
+        Ok(Self {
+            me,
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+            all,
+            etcd,
+        })
     }
 
     /// Starts etcd, in the cluster it belongs to, and returns when it works.
@@ -126,12 +137,19 @@ impl ControlPlane {
             files::remove(manifest)?;
         }
         if !manifest.exists() {
-            let joins = bundle.settings.extra.get(ETCD_EXTRA).is_some_and(|v| v == ETCD_EXISTING);
+            let joins = bundle
+                .settings
+                .extra
+                .get(ETCD_EXTRA)
+                .is_some_and(|v| v == ETCD_EXISTING);
             let before = joins || marker.exists();
             let start = etcd::settle(&self.etcd, &self.me, &self.all, &data, before, |m| status.note(m)).await;
             tracing::info!(state = ?start.state, members = start.members.len(), "etcd starts");
-            let start =
-                EtcdStart { initial_cluster: start.members, state: start.state, data_dir: data.to_string() };
+            let start = EtcdStart {
+                initial_cluster: start.members,
+                state: start.state,
+                data_dir: data.to_string(),
+            };
             let (_, pod) = kprov_bootstrap::etcd_pod(&bundle.settings, &self.me, &start)?;
             images.wait(ImageComponent::Etcd).await;
             files::write_through(

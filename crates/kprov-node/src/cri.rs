@@ -27,7 +27,10 @@ pub struct CriError {
 impl CriError {
     /// Whether asking again can help: not when the runtime understood and refused.
     pub fn is_final(&self) -> bool {
-        matches!(self.source.code(), tonic::Code::InvalidArgument | tonic::Code::Unimplemented)
+        matches!(
+            self.source.code(),
+            tonic::Code::InvalidArgument | tonic::Code::Unimplemented
+        )
     }
 }
 
@@ -163,13 +166,19 @@ impl Cri {
     {
         let failed = |source| CriError { call, source };
         let mut client = tonic::client::Grpc::new(self.channel.clone());
-        client.ready().await.map_err(|e| failed(tonic::Status::from_error(Box::new(e))))?;
+        client
+            .ready()
+            .await
+            .map_err(|e| failed(tonic::Status::from_error(Box::new(e))))?;
         let mut request = tonic::Request::new(query);
         request.set_timeout(limit);
         let answer = client.unary(request, PathAndQuery::from_static(path), ProstCodec::default());
         match tokio::time::timeout(limit, answer).await {
             Ok(answer) => Ok(answer.map_err(failed)?.into_inner()),
-            Err(_) => Err(failed(tonic::Status::deadline_exceeded(format!("no answer within {}s", limit.as_secs())))),
+            Err(_) => Err(failed(tonic::Status::deadline_exceeded(format!(
+                "no answer within {}s",
+                limit.as_secs()
+            )))),
         }
     }
 
@@ -193,7 +202,9 @@ impl Cri {
 
     /// Whether the runtime has the image `reference`.
     pub async fn has_image(&self, reference: &str) -> Result<bool, CriError> {
-        let image = Some(message::ImageSpec { image: reference.into() });
+        let image = Some(message::ImageSpec {
+            image: reference.into(),
+        });
         let answer: message::ImageStatusResponse = self
             .call(
                 "ImageStatus",
@@ -207,7 +218,9 @@ impl Cri {
 
     /// Pulls the image `reference`; returns the runtime's id of it.
     pub async fn pull_image(&self, reference: &str) -> Result<String, CriError> {
-        let image = Some(message::ImageSpec { image: reference.into() });
+        let image = Some(message::ImageSpec {
+            image: reference.into(),
+        });
         let answer: message::PullImageResponse = self
             .call(
                 "PullImage",

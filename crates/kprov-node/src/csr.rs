@@ -38,7 +38,10 @@ pub enum Verdict {
 
 fn is_decided(request: &CertificateSigningRequest) -> bool {
     let conditions = request.status.as_ref().and_then(|s| s.conditions.as_ref());
-    conditions.is_some_and(|all| all.iter().any(|c| matches!(c.type_.as_str(), "Approved" | "Denied" | "Failed")))
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|c| matches!(c.type_.as_str(), "Approved" | "Denied" | "Failed"))
+    })
 }
 
 /// Judges one request. `nodes` are the cluster's nodes as far as they are known.
@@ -51,14 +54,22 @@ pub fn judge(request: &CertificateSigningRequest, nodes: &Nodes) -> Verdict {
     let Some(name) = spec.username.as_deref().and_then(|user| user.strip_prefix(USER_PREFIX)) else {
         return Verdict::Ignore;
     };
-    if !spec.groups.as_ref().is_some_and(|groups| groups.iter().any(|g| g == NODES_GROUP)) {
+    if !spec
+        .groups
+        .as_ref()
+        .is_some_and(|groups| groups.iter().any(|g| g == NODES_GROUP))
+    {
         return Verdict::Ignore;
     }
-    let Some(node) = nodes.get(name).filter(|node| !node.addresses.is_empty()) else { return Verdict::Wait };
+    let Some(node) = nodes.get(name).filter(|node| !node.addresses.is_empty()) else {
+        return Verdict::Wait;
+    };
     let usages: BTreeSet<_> = spec.usages.iter().flatten().map(String::as_str).collect();
     let allowed = |usage: &&str| REQUIRED_USAGES.contains(usage) || *usage == OPTIONAL_USAGE;
     if !REQUIRED_USAGES.iter().all(|usage| usages.contains(usage)) || !usages.iter().all(allowed) {
-        return Verdict::Deny(format!("the usages must be digital signature and server auth, not {usages:?}"));
+        return Verdict::Deny(format!(
+            "the usages must be digital signature and server auth, not {usages:?}"
+        ));
     }
     match check_content(&spec.request.0, name, node, nodes) {
         Ok(()) => Verdict::Approve,
@@ -84,13 +95,19 @@ fn check_content(pem: &[u8], name: &str, node: &NodeFacts, nodes: &Nodes) -> Res
     }
     let mut names = 0;
     for extension in request.requested_extensions().into_iter().flatten() {
-        let ParsedExtension::SubjectAlternativeName(san) = extension else { continue };
+        let ParsedExtension::SubjectAlternativeName(san) = extension else {
+            continue;
+        };
         for general in &san.general_names {
             names += 1;
             check_name(general, name, node, nodes)?;
         }
     }
-    if names == 0 { Err("it asks for no name or address".into()) } else { Ok(()) }
+    if names == 0 {
+        Err("it asks for no name or address".into())
+    } else {
+        Ok(())
+    }
 }
 
 fn check_name(general: &GeneralName<'_>, name: &str, node: &NodeFacts, nodes: &Nodes) -> Result<(), String> {
@@ -102,12 +119,17 @@ fn check_name(general: &GeneralName<'_>, name: &str, node: &NodeFacts, nodes: &N
             if !node.addresses.contains(&address) {
                 return Err(format!("`{address}` is not an address of the node"));
             }
-            match nodes.iter().find(|(other, facts)| *other != name && facts.addresses.contains(&address)) {
+            match nodes
+                .iter()
+                .find(|(other, facts)| *other != name && facts.addresses.contains(&address))
+            {
                 Some((other, _)) => Err(format!("`{address}` is an address of the node `{other}` too")),
                 None => Ok(()),
             }
         }
-        other => Err(format!("it asks for `{other}`, which is neither a host name nor an address")),
+        other => Err(format!(
+            "it asks for `{other}`, which is neither a host name nor an address"
+        )),
     }
 }
 
@@ -136,7 +158,12 @@ mod tests {
             params.distinguished_name.push(DnType::OrganizationName, *organization);
         }
         params.subject_alt_names = sans.to_vec();
-        params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap().into_bytes()
+        params
+            .serialize_request(&KeyPair::generate().unwrap())
+            .unwrap()
+            .pem()
+            .unwrap()
+            .into_bytes()
     }
 
     fn dns(name: &str) -> SanType {
@@ -154,7 +181,11 @@ mod tests {
                 signer_name: SIGNER.into(),
                 username: Some("system:node:cp-0".into()),
                 groups: Some(vec!["system:nodes".into(), "system:authenticated".into()]),
-                usages: Some(vec!["digital signature".into(), "key encipherment".into(), "server auth".into()]),
+                usages: Some(vec![
+                    "digital signature".into(),
+                    "key encipherment".into(),
+                    "server auth".into(),
+                ]),
                 ..CertificateSigningRequestSpec::default()
             },
             ..CertificateSigningRequest::default()
@@ -166,8 +197,16 @@ mod tests {
     }
 
     fn nodes() -> Nodes {
-        let facts = |last| NodeFacts { addresses: vec![[10, 0, 0, last].into()], ..NodeFacts::default() };
-        [(NODE.to_owned(), facts(1)), ("worker-0".to_owned(), facts(2)), ("new".to_owned(), NodeFacts::default())].into()
+        let facts = |last| NodeFacts {
+            addresses: vec![[10, 0, 0, last].into()],
+            ..NodeFacts::default()
+        };
+        [
+            (NODE.to_owned(), facts(1)),
+            ("worker-0".to_owned(), facts(2)),
+            ("new".to_owned(), NodeFacts::default()),
+        ]
+        .into()
     }
 
     #[test]
@@ -182,12 +221,24 @@ mod tests {
     fn what_is_not_its_business_is_ignored() {
         type Edit = fn(&mut CertificateSigningRequest);
         let cases: &[(&str, Edit)] = &[
-            ("another signer", |r| r.spec.signer_name = "kubernetes.io/kube-apiserver-client-kubelet".into()),
-            ("not a node", |r| r.spec.username = Some("system:serviceaccount:default:x".into())),
-            ("not in the group", |r| r.spec.groups = Some(vec!["system:authenticated".into()])),
+            ("another signer", |r| {
+                r.spec.signer_name = "kubernetes.io/kube-apiserver-client-kubelet".into();
+            }),
+            ("not a node", |r| {
+                r.spec.username = Some("system:serviceaccount:default:x".into());
+            }),
+            ("not in the group", |r| {
+                r.spec.groups = Some(vec!["system:authenticated".into()]);
+            }),
             ("decided", |r| {
-                let approved = CertificateSigningRequestCondition { type_: "Approved".into(), ..Default::default() };
-                r.status = Some(CertificateSigningRequestStatus { conditions: Some(vec![approved]), ..Default::default() });
+                let approved = CertificateSigningRequestCondition {
+                    type_: "Approved".into(),
+                    ..Default::default()
+                };
+                r.status = Some(CertificateSigningRequestStatus {
+                    conditions: Some(vec![approved]),
+                    ..Default::default()
+                });
             }),
         ];
         for (what, edit) in cases {
@@ -216,14 +267,34 @@ mod tests {
         let mut no_server = good();
         no_server.spec.usages = Some(vec!["digital signature".into()]);
         let cases = [
-            ("another's common name", bad(pem("system:node:worker-0", org, &[dns(NODE)])), "common name"),
-            ("masters", bad(pem(user, &["system:masters"], &[dns(NODE)])), "organization"),
-            ("masters too", bad(pem(user, &["system:nodes", "system:masters"], &[dns(NODE)])), "organization"),
+            (
+                "another's common name",
+                bad(pem("system:node:worker-0", org, &[dns(NODE)])),
+                "common name",
+            ),
+            (
+                "masters",
+                bad(pem(user, &["system:masters"], &[dns(NODE)])),
+                "organization",
+            ),
+            (
+                "masters too",
+                bad(pem(user, &["system:nodes", "system:masters"], &[dns(NODE)])),
+                "organization",
+            ),
             ("another's name", bad(pem(user, org, &[dns("worker-0")])), "`worker-0`"),
-            ("a Service's name", bad(pem(user, org, &[dns(NODE), dns("kubernetes.default")])), "`kubernetes.default`"),
+            (
+                "a Service's name",
+                bad(pem(user, org, &[dns(NODE), dns("kubernetes.default")])),
+                "`kubernetes.default`",
+            ),
             ("another's address", bad(pem(user, org, &[ip(2)])), "`10.0.0.2`"),
             ("no name", bad(pem(user, org, &[])), "no name"),
-            ("an email address", bad(pem(user, org, &[SanType::Rfc822Name("a@b.c".try_into().unwrap())])), "neither"),
+            (
+                "an email address",
+                bad(pem(user, org, &[SanType::Rfc822Name("a@b.c".try_into().unwrap())])),
+                "neither",
+            ),
             ("not PEM", bad(b"x".to_vec()), "PKCS #10"),
             ("client auth", client_auth, "usages"),
             ("no server auth", no_server, "usages"),
@@ -239,7 +310,13 @@ mod tests {
     #[test]
     fn an_address_that_two_nodes_claim_is_nobodys() {
         let mut all = nodes();
-        all.insert("thief".into(), NodeFacts { addresses: vec![[10, 0, 0, 1].into()], ..NodeFacts::default() });
+        all.insert(
+            "thief".into(),
+            NodeFacts {
+                addresses: vec![[10, 0, 0, 1].into()],
+                ..NodeFacts::default()
+            },
+        );
         assert!(matches!(judge(&good(), &all), Verdict::Deny(why) if why.contains("`thief`")));
     }
 }

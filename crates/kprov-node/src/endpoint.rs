@@ -17,10 +17,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use kprov_types::Digest;
 use kprov_types::node::{Bundle, SetupIdentity, SetupStatus};
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::client::danger::HandshakeSignatureValid;
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
@@ -82,7 +82,10 @@ impl Setup {
         self.bundle.send_if_modified(|accepted| {
             if let Some(accepted) = accepted {
                 if **accepted != bundle {
-                    answer = (StatusCode::CONFLICT, "this machine has taken another bundle already".into());
+                    answer = (
+                        StatusCode::CONFLICT,
+                        "this machine has taken another bundle already".into(),
+                    );
                 }
                 return false;
             }
@@ -128,16 +131,23 @@ impl Endpoint {
     /// Binds `address`.
     pub async fn bind(address: SocketAddr, identity: &SetupIdentity) -> Result<Self, EndpointError> {
         let tls = TlsAcceptor::from(server_config(identity)?);
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| EndpointError::Listen { address, source })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| EndpointError::Listen { address, source })?;
         Ok(Self { listener, tls })
     }
 
     /// Serves until dropped.
     pub async fn serve(self, setup: Setup) {
         let router = axum::Router::new()
-            .route("/v1/status", get(async |State(setup): State<Setup>| Json::<SetupStatus>(setup.status.get())))
-            .route("/v1/bundle", put(async |State(setup): State<Setup>, body: Bytes| setup.accept(&body)))
+            .route(
+                "/v1/status",
+                get(async |State(setup): State<Setup>| Json::<SetupStatus>(setup.status.get())),
+            )
+            .route(
+                "/v1/bundle",
+                put(async |State(setup): State<Setup>, body: Bytes| setup.accept(&body)),
+            )
             .with_state(setup);
         let mut tasks = tokio::task::JoinSet::new();
         loop {
@@ -173,12 +183,19 @@ impl Endpoint {
 }
 
 fn server_config(identity: &SetupIdentity) -> Result<Arc<ServerConfig>, EndpointError> {
-    let SetupIdentity { certificate, key, client_fingerprint } = identity;
+    let SetupIdentity {
+        certificate,
+        key,
+        client_fingerprint,
+    } = identity;
     let mut fingerprint = [0; 32];
     hex::decode_to_slice(client_fingerprint, &mut fingerprint)
         .map_err(|_| EndpointError::Fingerprint(client_fingerprint.clone()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(PinnedClient { fingerprint, provider: provider.clone() });
+    let verifier = Arc::new(PinnedClient {
+        fingerprint,
+        provider: provider.clone(),
+    });
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(TlsError::from)?
@@ -212,7 +229,9 @@ impl ClientCertVerifier for PinnedClient {
         if <[u8; 32]>::from(Sha256::digest(certificate)) == self.fingerprint {
             Ok(ClientCertVerified::assertion())
         } else {
-            Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure))
+            Err(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::ApplicationVerificationFailure,
+            ))
         }
     }
 
@@ -222,7 +241,12 @@ impl ClientCertVerifier for PinnedClient {
         certificate: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, dss, &self.provider.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -231,7 +255,12 @@ impl ClientCertVerifier for PinnedClient {
         certificate: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, dss, &self.provider.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -269,8 +298,7 @@ mod tests {
     async fn start() -> Running {
         let now = jiff::Timestamp::now();
         let client = pki::setup_client(now).unwrap();
-        let identity =
-            pki::setup_identity(&MachineName::new("demo-cp-0").unwrap(), &client.fingerprint, now).unwrap();
+        let identity = pki::setup_identity(&MachineName::new("demo-cp-0").unwrap(), &client.fingerprint, now).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let setup = Setup {
             machine: Arc::new(testing::machine()),
@@ -281,7 +309,14 @@ mod tests {
         let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).await.unwrap();
         let address = endpoint.listener.local_addr().unwrap();
         let task = tokio::spawn(endpoint.serve(setup.clone()));
-        Running { address, certificate: identity.certificate, client, setup, _dir: dir, task }
+        Running {
+            address,
+            certificate: identity.certificate,
+            client,
+            setup,
+            _dir: dir,
+            task,
+        }
     }
 
     impl Running {
@@ -316,14 +351,21 @@ mod tests {
         let mut foreign = bundle.clone();
         foreign.settings.cluster = "other".parse().unwrap();
         let (status, why) = running.put(serde_json::to_vec(&foreign).unwrap()).await;
-        assert_eq!((status, why.contains("`other`")), (StatusCode::UNPROCESSABLE_ENTITY, true), "{why}");
+        assert_eq!(
+            (status, why.contains("`other`")),
+            (StatusCode::UNPROCESSABLE_ENTITY, true),
+            "{why}"
+        );
         assert!(running.setup.bundle.borrow().is_none());
 
         assert_eq!(running.put(json.clone()).await.0, StatusCode::OK);
         assert_eq!(running.put(json.clone()).await.0, StatusCode::OK, "the same again");
         let mut other = bundle.clone();
         other.secrets.encryption_key = "x".into();
-        assert_eq!(running.put(serde_json::to_vec(&other).unwrap()).await.0, StatusCode::CONFLICT);
+        assert_eq!(
+            running.put(serde_json::to_vec(&other).unwrap()).await.0,
+            StatusCode::CONFLICT
+        );
         assert_eq!(running.setup.bundle.borrow().as_deref(), Some(&bundle));
         assert_eq!(std::fs::read(&running.setup.path).unwrap(), json);
         let mode = std::fs::metadata(&running.setup.path).unwrap().permissions().mode();
@@ -337,7 +379,10 @@ mod tests {
         running.put(serde_json::to_vec(&testing::bundle()).unwrap()).await;
         let pair = &running.client.pair;
         let identity = Some((pair.certificate.as_str(), pair.key.as_str()));
-        let answer = running.send(identity, Method::GET, "/v1/status", Vec::new()).await.unwrap();
+        let answer = running
+            .send(identity, Method::GET, "/v1/status", Vec::new())
+            .await
+            .unwrap();
         let status: SetupStatus = serde_json::from_slice(answer.body()).unwrap();
         assert_eq!(status.bundle, Some(bundle_digest(&testing::bundle()).unwrap()));
         assert_eq!(status.host_findings, ["something is missing"]);
@@ -349,7 +394,12 @@ mod tests {
         let other = pki::setup_client(jiff::Timestamp::now()).unwrap().pair;
         let stranger = Some((other.certificate.as_str(), other.key.as_str()));
         for identity in [None, stranger] {
-            assert!(running.send(identity, Method::GET, "/v1/status", Vec::new()).await.is_err());
+            assert!(
+                running
+                    .send(identity, Method::GET, "/v1/status", Vec::new())
+                    .await
+                    .is_err()
+            );
         }
     }
 
@@ -375,7 +425,9 @@ mod tests {
         let task = tokio::spawn(endpoint.serve(running.setup.clone()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(https::certificates("it", &identity.certificate).unwrap().remove(0)).unwrap();
+        roots
+            .add(https::certificates("it", &identity.certificate).unwrap().remove(0))
+            .unwrap();
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -383,7 +435,11 @@ mod tests {
             .with_client_cert_resolver(Arc::new(resolver));
         let name = ServerName::try_from("demo-cp-0").unwrap();
         let limit = Duration::from_secs(5);
-        assert!(https::get_status(&Arc::new(tls), address, name, "/v1/status", limit).await.is_err());
+        assert!(
+            https::get_status(&Arc::new(tls), address, name, "/v1/status", limit)
+                .await
+                .is_err()
+        );
         task.abort();
     }
 }

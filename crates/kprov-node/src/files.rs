@@ -21,13 +21,21 @@ pub struct FileError {
 
 /// For `map_err`: names the file and what was tried.
 pub(crate) fn failed<'a>(verb: &'static str, path: &'a Utf8Path) -> impl Fn(io::Error) -> FileError + 'a {
-    move |source| FileError { verb, path: path.to_owned(), source }
+    move |source| FileError {
+        verb,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Makes a directory and its parents with `mode` for those it makes.
 pub fn make_directory(path: &Utf8Path, mode: u32) -> Result<(), FileError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed("make directory", path))
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(failed("make directory", path))
 }
 
 /// Replaces the content of `path`, or makes it, with `mode`. Does nothing when content and mode are so already; tells
@@ -50,7 +58,12 @@ pub fn write(path: &Utf8Path, content: &[u8], mode: u32) -> Result<bool, FileErr
 }
 
 fn write_new(path: &Utf8Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(path)?;
     // A file left by a crash keeps its mode, and the process's umask may have taken bits away.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(content)?;
@@ -116,7 +129,11 @@ mod tests {
         assert!(write(&path, b"two", 0o644).unwrap());
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(
+            fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
     }
 
     #[test]

@@ -30,10 +30,17 @@ pub fn start(machine: &Machine) -> Result<FrontHandle, FrontError> {
 fn remotes(machine: &Machine, nodes: &Nodes, bundle: Option<&Bundle>, endpoint: &[SocketAddr]) -> Vec<SocketAddr> {
     let own = IpAddr::from(machine.address);
     let api = |address| SocketAddr::new(address, ports::API);
-    let control_plane = nodes.values().filter(|node| node.control_plane).flat_map(|node| &node.addresses);
+    let control_plane = nodes
+        .values()
+        .filter(|node| node.control_plane)
+        .flat_map(|node| &node.addresses);
     let mut found: Vec<_> = control_plane.copied().collect();
     if found.is_empty() {
-        found = bundle.into_iter().flat_map(|b| &b.settings.members).map(|m| m.address).collect();
+        found = bundle
+            .into_iter()
+            .flat_map(|b| &b.settings.members)
+            .map(|m| m.address)
+            .collect();
     }
     found.retain(|address| *address != own);
     match machine.config.role {
@@ -86,7 +93,11 @@ mod tests {
     use crate::testing;
 
     fn node(last: u8, control_plane: bool) -> (String, NodeFacts) {
-        let facts = NodeFacts { addresses: vec![[10, 0, 0, last].into()], control_plane, ..NodeFacts::default() };
+        let facts = NodeFacts {
+            addresses: vec![[10, 0, 0, last].into()],
+            control_plane,
+            ..NodeFacts::default()
+        };
         (format!("node-{last}"), facts)
     }
 
@@ -97,12 +108,18 @@ mod tests {
         let bundle = testing::bundle();
         let text = |found: Vec<SocketAddr>| found.iter().map(ToString::to_string).collect::<Vec<_>>();
         let control_plane = testing::machine();
-        assert_eq!(text(remotes(&control_plane, &nodes, Some(&bundle), &[])), ["10.0.0.2:6443"]);
+        assert_eq!(
+            text(remotes(&control_plane, &nodes, Some(&bundle), &[])),
+            ["10.0.0.2:6443"]
+        );
         assert!(remotes(&control_plane, &Nodes::new(), Some(&bundle), &[]).is_empty());
         let mut worker = testing::machine();
         worker.config.role = Role::Worker;
         worker.address = [10, 0, 0, 9].into();
         assert_eq!(remotes(&worker, &Nodes::new(), None, &endpoint), endpoint);
-        assert_eq!(text(remotes(&worker, &nodes, None, &endpoint)), ["10.0.0.1:6443", "10.0.0.2:6443"]);
+        assert_eq!(
+            text(remotes(&worker, &nodes, None, &endpoint)),
+            ["10.0.0.1:6443", "10.0.0.2:6443"]
+        );
     }
 }

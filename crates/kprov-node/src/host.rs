@@ -26,7 +26,10 @@ const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// What was found out about the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact about the host")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent fact about the host"
+)]
 pub struct Host {
     /// Runs as root.
     pub root: bool,
@@ -72,7 +75,10 @@ impl Host {
             },
             systemd: read("/proc/1/comm").trim() == "systemd",
             swap: read("/proc/swaps").lines().count() > 1,
-            inotify_instances: read("/proc/sys/fs/inotify/max_user_instances").trim().parse().unwrap_or(0),
+            inotify_instances: read("/proc/sys/fs/inotify/max_user_instances")
+                .trim()
+                .parse()
+                .unwrap_or(0),
             open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(_, hard)| hard),
             conntrack_writable: fs::File::options()
                 .write(true)
@@ -118,7 +124,10 @@ impl Host {
             ));
         }
         if self.open_files < OPEN_FILES {
-            all.push(format!("a process may open {} files at most; {OPEN_FILES} or more are usual", self.open_files));
+            all.push(format!(
+                "a process may open {} files at most; {OPEN_FILES} or more are usual",
+                self.open_files
+            ));
         }
         if !self.conntrack_writable {
             all.push("connection tracking's limits cannot be set here; kube-proxy leaves them as they are".into());
@@ -157,14 +166,17 @@ fn has_capability(status: &str, number: u32) -> bool {
 /// This machine's own address: the one it sends from on its default route, or on the route to `endpoint` where there is
 /// no default route. No packet is sent to find out.
 pub fn own_address(endpoint: &Endpoint) -> Option<Ipv4Addr> {
-    default_gateway(&read("/proc/net/route")).and_then(source_towards).or_else(|| {
-        let addresses = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().ok()?;
-        addresses.filter_map(|a| match a.ip() {
-            IpAddr::V4(v4) => Some(v4),
-            IpAddr::V6(_) => None,
+    default_gateway(&read("/proc/net/route"))
+        .and_then(source_towards)
+        .or_else(|| {
+            let addresses = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().ok()?;
+            addresses
+                .filter_map(|a| match a.ip() {
+                    IpAddr::V4(v4) => Some(v4),
+                    IpAddr::V6(_) => None,
+                })
+                .find_map(source_towards)
         })
-        .find_map(source_towards)
-    })
 }
 
 /// The address that packets to `target` are sent from.
@@ -232,13 +244,23 @@ mod tests {
             let mut host = good();
             edit(&mut host);
             let findings = host.findings();
-            assert!(findings.len() == 1 && findings[0].contains(word), "{word}: {findings:?}");
+            assert!(
+                findings.len() == 1 && findings[0].contains(word),
+                "{word}: {findings:?}"
+            );
         }
     }
 
     #[test]
     fn systemd_makes_cgroups_only_on_v2() {
-        let driver = |systemd, cgroup| Host { cgroup, systemd, ..good() }.cgroup_driver();
+        let driver = |systemd, cgroup| {
+            Host {
+                cgroup,
+                systemd,
+                ..good()
+            }
+            .cgroup_driver()
+        };
         assert_eq!(driver(true, CgroupVersion::V1), CgroupDriver::Cgroupfs);
         assert_eq!(driver(false, CgroupVersion::V2), CgroupDriver::Cgroupfs);
     }

@@ -70,8 +70,14 @@ pub enum TlsError {
 /// The certificates in a PEM text.
 pub(crate) fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let wrap = |source| TlsError::Pem { what, source };
-    let found = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(wrap)?;
-    if found.is_empty() { Err(wrap(rustls::pki_types::pem::Error::NoItemsFound)) } else { Ok(found) }
+    let found = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(wrap)?;
+    if found.is_empty() {
+        Err(wrap(rustls::pki_types::pem::Error::NoItemsFound))
+    } else {
+        Ok(found)
+    }
 }
 
 /// The first private key in a PEM text.
@@ -95,8 +101,9 @@ pub fn client(ca: &str, identity: Option<(&str, &str)>) -> Result<Arc<ClientConf
     for certificate in certificates("the certificate authority", ca)? {
         roots.add(certificate)?;
     }
-    let builder =
-        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?.with_root_certificates(roots);
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
     Ok(Arc::new(match identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => builder.with_client_auth_cert(
@@ -168,12 +175,16 @@ pub async fn send(
 ) -> Result<Response<Bytes>, HttpsError> {
     let exchange = async {
         let failed = |source| HttpsError::Exchange { address, source };
-        let stream =
-            TcpStream::connect(address).await.map_err(|source| HttpsError::Connect { address, source })?;
-        let stream =
-            TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| failed(e.into()))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(e.into()))?;
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|source| HttpsError::Connect { address, source })?;
+        let stream = TlsConnector::from(tls.clone())
+            .connect(name, stream)
+            .await
+            .map_err(|e| failed(e.into()))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| failed(e.into()))?;
         let answer = async move {
             let (head, body) = sender.send_request(request).await?.into_parts();
             let body = Limited::new(body, LIMIT).collect().await?.to_bytes();
@@ -206,6 +217,8 @@ pub async fn get_status(
 ) -> Result<StatusCode, HttpsError> {
     let mut request = Request::new(Full::default());
     *request.uri_mut() = http::Uri::from_static(path);
-    request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("localhost"));
+    request
+        .headers_mut()
+        .insert(http::header::HOST, http::HeaderValue::from_static("localhost"));
     Ok(send(tls, address, name, request, limit).await?.status())
 }

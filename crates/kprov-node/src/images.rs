@@ -13,6 +13,18 @@ use crate::cri::{Cri, CriError};
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
+/// When an image is pulled: no pod starts without pause, no API server without etcd, nothing else without both.
+const fn turn(component: ImageComponent) -> u8 {
+    match component {
+        ImageComponent::Pause => 0,
+        ImageComponent::Etcd | ImageComponent::KubeApiserver => 1,
+        ImageComponent::KubeControllerManager | ImageComponent::KubeScheduler => 2,
+        ImageComponent::KubeProxy | ImageComponent::Coredns => LAST_TURN,
+    }
+}
+
+const LAST_TURN: u8 = 3;
+
 /// Which images are here.
 #[derive(Clone, Debug)]
 pub struct Images(watch::Sender<BTreeSet<ImageComponent>>);
@@ -34,14 +46,18 @@ impl Images {
         let _ = self.0.subscribe().wait_for(|here| here.contains(&component)).await;
     }
 
-    /// Pulls all that `role` needs, the pause image first since no pod starts without it. Tries until it has them;
-    /// `note` is told of failures.
+    /// Pulls all that `role` needs, what is needed first before the rest. Tries until it has them; `note` is told of
+    /// failures.
     pub async fn pull(&self, cri: &Cri, release: &Release, role: Role, note: impl Fn(String) + Sync) {
-        let wanted = release.images.iter().filter(|(c, _)| role == Role::ControlPlane || c.on_workers());
-        let (pause, others): (Vec<_>, Vec<_>) = wanted.partition(|(c, _)| **c == ImageComponent::Pause);
+        let wanted: Vec<_> = release
+            .images
+            .iter()
+            .filter(|(c, _)| role == Role::ControlPlane || c.on_workers())
+            .collect();
         let note = &note;
-        for group in [pause, others] {
-            join_all(group.into_iter().map(|(component, image)| async move {
+        for turn in 0..=LAST_TURN {
+            let group = wanted.iter().filter(|(component, _)| self::turn(**component) == turn);
+            join_all(group.map(|(component, image)| async move {
                 let reference = image.pinned();
                 let mut pause = Duration::from_millis(250);
                 while let Err(error) = ensure(cri, &reference).await {
@@ -51,7 +67,7 @@ impl Images {
                 }
                 tracing::info!(image = %image.reference, "image is here");
                 self.0.send_modify(|here| {
-                    here.insert(*component);
+                    here.insert(**component);
                 });
             }))
             .await;

@@ -26,6 +26,30 @@ pub enum KubeletError {
     Unsupported(#[from] Unsupported),
 }
 
+/// Removes the control groups of pods that have no process any more, as a machine that was stopped hard may leave them:
+/// kubelet looks for the container behind each one by one when it starts, 1.5 seconds for each that is not there.
+pub fn sweep_control_groups(root: &Utf8Path) {
+    let Ok(entries) = root.read_dir_utf8() else { return };
+    for directory in entries
+        .flatten()
+        .map(camino::Utf8DirEntry::into_path)
+        .chain([root.to_owned()])
+    {
+        for pods in ["kubepods", "kubepods.slice"] {
+            remove_empty(&directory.join(pods));
+        }
+    }
+}
+
+fn remove_empty(group: &Utf8Path) {
+    let Ok(entries) = group.read_dir_utf8() else { return };
+    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        remove_empty(entry.path());
+    }
+    // Refused while there is a process in it, or a group below it; such a one is in use.
+    let _ = std::fs::remove_dir(group);
+}
+
 /// Writes what kubelet reads and tells how to run it. On workers that includes the kubeconfig with the join token; on
 /// control-plane machines kubelet's own kubeconfig is one of [`kprov_bootstrap::control_plane_files`].
 pub fn prepare(
@@ -45,7 +69,10 @@ pub fn prepare(
         kernel_defaults: host.kernel_defaults,
         resolv_conf: host.resolv_conf.clone(),
         runtime_endpoint: format!("unix://{}", paths::CONTAINERD_SOCKET),
-        pause_image: release.image(ImageComponent::Pause).map(ReleaseImage::pinned).unwrap_or_default(),
+        pause_image: release
+            .image(ImageComponent::Pause)
+            .map(ReleaseImage::pinned)
+            .unwrap_or_default(),
     };
     let kubelet = kprov_bootstrap::kubelet_config(config, &facts, release.kubernetes.minor())?;
     files::make_directory(Utf8Path::new(kubernetes::STATIC_PODS), 0o700)?;

@@ -57,7 +57,11 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             for finding in &findings {
                 writeln!(out, "{finding}")?;
             }
-            return Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) });
+            return Ok(if findings.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(1)
+            });
         }
         Command::Status => {
             let text = std::fs::read_to_string(paths::STATUS).context("kprov-node does not run here")?;
@@ -70,9 +74,14 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn run(config: &camino::Utf8Path) -> anyhow::Result<()> {
-    // `debug` for this program alone is `RUST_LOG=kprov_node=debug`.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn,tower=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    // What the API client fails at is told by whoever called it. `RUST_LOG=kprov_node=debug` tells more.
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube_client=off,kube_runtime=off"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     https::use_ring();
     // Two threads: the front keeps its pace while something else computes, and memory stays small.
     let runtime = tokio::runtime::Builder::new_multi_thread()

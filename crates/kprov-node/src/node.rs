@@ -25,8 +25,8 @@ use crate::endpoint::{self, Endpoint, EndpointError, Setup};
 use crate::host::Host;
 use crate::images::Images;
 use crate::nodes::{self, Nodes};
-use crate::release::{HostFiles, Installation};
 use crate::podnet::{self, PodNetworkSettings, PodNetworkStatus};
+use crate::release::{HostFiles, Installation};
 use crate::standby::Standby;
 use crate::status::Status;
 use crate::supervise::{self, Supervised};
@@ -64,6 +64,8 @@ pub async fn run(config_path: &Utf8Path, stop: CancellationToken) -> anyhow::Res
     for (directory, mode) in [(paths::STATE, 0o700), (paths::RUN, 0o755), (paths::LOGS, 0o755)] {
         files::make_directory(Utf8Path::new(directory), mode)?;
     }
+    // Before anything that takes time: clients wait for it when kprov-node is started again.
+    let front = Arc::new(front::start(&machine).context("the front does not start")?);
     // Kubelet first: without containerd it would take its pods for dead.
     supervise::stop_stale("kubelet").await;
     supervise::stop_stale("containerd").await;
@@ -77,7 +79,7 @@ pub async fn run(config_path: &Utf8Path, stop: CancellationToken) -> anyhow::Res
         cri: Cri::new(Utf8Path::new(paths::CONTAINERD_SOCKET)),
         files: HostFiles::new(),
         images: Images::new(),
-        front: Arc::new(front::start(&machine).context("the front does not start")?),
+        front,
         bundle: watch::Sender::new(stored),
         nodes: watch::Sender::new(Arc::default()),
         machine,
@@ -146,7 +148,9 @@ impl Node {
         tasks: &mut JoinSet<()>,
         children: &mut Vec<Supervised>,
     ) -> anyhow::Result<()> {
-        self.files.wait(&["containerd", "containerd-shim-runc-v2", "runc"]).await;
+        self.files
+            .wait(&["containerd", "containerd-shim-runc-v2", "runc"])
+            .await;
         let program = directory.join("bin/containerd");
         let output = Command::new(&program).arg("--version").output().await;
         let output = output.with_context(|| format!("cannot run `{program}`"))?;
@@ -170,8 +174,16 @@ impl Node {
         tracing::info!(major = version.major, minor = version.minor, "containerd is ready");
         let (this, release) = (self.clone(), release.clone());
         tasks.spawn(async move {
-            let Self { images, cri, machine, status, .. } = &this;
-            images.pull(cri, &release, machine.config.role, |message| status.note(message)).await;
+            let Self {
+                images,
+                cri,
+                machine,
+                status,
+                ..
+            } = &this;
+            images
+                .pull(cri, &release, machine.config.role, |message| status.note(message))
+                .await;
         });
         Ok(())
     }
@@ -184,6 +196,7 @@ impl Node {
     ) -> anyhow::Result<()> {
         self.files.wait(&["kubelet"]).await;
         let spec = kubelet::prepare(&self.machine, &self.host, release, directory)?;
+        kubelet::sweep_control_groups(Utf8Path::new("/sys/fs/cgroup"));
         children.push(Supervised::start(spec)?);
         Ok(())
     }
@@ -210,7 +223,9 @@ impl Node {
             etcd: control_plane.etcd.clone(),
         };
         tasks.spawn(standby.run());
-        control_plane.start_etcd(&self.machine, &bundle, &self.images, &self.status).await?;
+        control_plane
+            .start_etcd(&self.machine, &bundle, &self.images, &self.status)
+            .await?;
         self.status.reach(SetupStep::ControlPlane);
         tasks.spawn(async move { control_plane.become_voter().await });
         Ok(())
@@ -221,7 +236,10 @@ impl Node {
             self.status.reach(SetupStep::Waiting);
         }
         let mut changes = self.bundle.subscribe();
-        let accepted = changes.wait_for(Option::is_some).await.context("nobody can deliver a bundle any more")?;
+        let accepted = changes
+            .wait_for(Option::is_some)
+            .await
+            .context("nobody can deliver a bundle any more")?;
         accepted.clone().context("the bundle is gone")
     }
 
@@ -257,7 +275,9 @@ impl Node {
 
     /// Offers the setup endpoint to a machine that has an identity for it, until it has been set up for a while.
     async fn take_bundle(self) {
-        let Some(identity) = &self.machine.config.setup else { return };
+        let Some(identity) = &self.machine.config.setup else {
+            return;
+        };
         let address = SocketAddr::from((self.machine.address, ports::NODE_SETUP));
         let setup = Setup {
             machine: self.machine.clone(),

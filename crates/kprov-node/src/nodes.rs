@@ -51,7 +51,11 @@ impl NodeFacts {
                 .filter(|a| a.type_ == "InternalIP")
                 .filter_map(|a| a.address.parse().ok())
                 .collect(),
-            pod_ranges: ranges.into_iter().flatten().filter_map(|range| range.parse().ok()).collect(),
+            pod_ranges: ranges
+                .into_iter()
+                .flatten()
+                .filter_map(|range| range.parse().ok())
+                .collect(),
             control_plane: node.labels().contains_key(CONTROL_PLANE_LABEL),
         }
     }
@@ -63,9 +67,19 @@ pub type Nodes = BTreeMap<String, NodeFacts>;
 /// The nodes as the pod network sees them: those that have an address.
 pub fn views(nodes: &Nodes) -> Vec<NodeView> {
     let view = |(name, facts): (&String, &NodeFacts)| {
-        let internal_ip = facts.addresses.iter().find_map(|a| if let IpAddr::V4(v4) = a { Some(*v4) } else { None })?;
-        let pod_cidr = facts.pod_ranges.iter().find_map(|r| if let IpNet::V4(v4) = r { Some(*v4) } else { None });
-        Some(NodeView { name: MachineName::new(name.clone()).ok()?, internal_ip, pod_cidr })
+        let internal_ip = facts
+            .addresses
+            .iter()
+            .find_map(|a| if let IpAddr::V4(v4) = a { Some(*v4) } else { None })?;
+        let pod_cidr = facts
+            .pod_ranges
+            .iter()
+            .find_map(|r| if let IpNet::V4(v4) = r { Some(*v4) } else { None });
+        Some(NodeView {
+            name: MachineName::new(name.clone()).ok()?,
+            internal_ip,
+            pod_cidr,
+        })
     };
     nodes.iter().filter_map(view).collect()
 }
@@ -147,9 +161,15 @@ async fn label(client: &Client, machine: &MachineName, mut nodes: watch::Receive
     let api: Api<Node> = Api::all(client.clone());
     let patch = Patch::Merge(json!({ "metadata": { "labels": { CONTROL_PLANE_LABEL: "" } } }));
     loop {
-        let missing = nodes.borrow_and_update().get(machine.as_str()).is_some_and(|node| !node.control_plane);
+        let missing = nodes
+            .borrow_and_update()
+            .get(machine.as_str())
+            .is_some_and(|node| !node.control_plane);
         if missing {
-            match api.patch_metadata(machine.as_str(), &PatchParams::default(), &patch).await {
+            match api
+                .patch_metadata(machine.as_str(), &PatchParams::default(), &patch)
+                .await
+            {
                 Ok(_) => tracing::info!(%machine, "labelled as a control-plane machine"),
                 Err(error) => {
                     tracing::debug!(error = crate::chain(&error), "cannot label this machine's Node yet");
@@ -208,7 +228,11 @@ async fn approve(client: &Client, mut nodes: watch::Receiver<Arc<Nodes>>) {
 /// Approves a request, or denies it where there is a reason to; tells whether that is done with.
 async fn write_down(api: &Api<CertificateSigningRequest>, name: &str, against: Option<String>) -> bool {
     let (type_, reason, message) = match against {
-        None => ("Approved", "KprovNodeApproved", "names and addresses are the node's own".to_owned()),
+        None => (
+            "Approved",
+            "KprovNodeApproved",
+            "names and addresses are the node's own".to_owned(),
+        ),
         Some(why) => ("Denied", "KprovNodeDenied", why),
     };
     let condition = CertificateSigningRequestCondition {
@@ -221,7 +245,12 @@ async fn write_down(api: &Api<CertificateSigningRequest>, name: &str, against: O
     let patch = Patch::Strategic(json!({ "status": { "conditions": [condition] } }));
     match api.patch_approval(name, &PatchParams::default(), &patch).await {
         Ok(_) => {
-            tracing::info!(request = name, decision = type_, message, "judged a kubelet's serving certificate");
+            tracing::info!(
+                request = name,
+                decision = type_,
+                message,
+                "judged a kubelet's serving certificate"
+            );
             true
         }
         Err(kube::Error::Api(status)) if status.is_not_found() => true,

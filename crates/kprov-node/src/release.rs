@@ -74,7 +74,11 @@ impl HostFiles {
     /// Waits until all of `names` are here.
     pub async fn wait(&self, names: &[&str]) {
         // The sender is `self`, so the channel cannot close while this waits.
-        let _ = self.0.subscribe().wait_for(|here| names.iter().all(|name| here.contains(*name))).await;
+        let _ = self
+            .0
+            .subscribe()
+            .wait_for(|here| names.iter().all(|name| here.contains(*name)))
+            .await;
     }
 
     fn add(&self, name: &str) {
@@ -116,7 +120,11 @@ impl Installation {
         let current = paths::current();
         if let Some(installed) = read_note(&current) {
             let directory = paths::release(&installed.release.kubernetes);
-            return Ok(Self { release: Arc::new(installed.release.clone()), directory, source: Source::Disk(installed) });
+            return Ok(Self {
+                release: Arc::new(installed.release.clone()),
+                directory,
+                source: Source::Disk(installed),
+            });
         }
         let fetcher = Fetcher::new(source.urls.clone())?;
         let mut pause = Duration::from_millis(250);
@@ -129,14 +137,27 @@ impl Installation {
             pause = (pause * 2).min(LONGEST_PAUSE);
         };
         let directory = paths::release(&release.kubernetes);
-        Ok(Self { release: Arc::new(release), directory, source: Source::Network(fetcher) })
+        Ok(Self {
+            release: Arc::new(release),
+            directory,
+            source: Source::Network(fetcher),
+        })
     }
 
     /// Puts all files in place, several at a time, and says of each when it is there; then makes the release the current
     /// one. Tries until all are there.
-    pub async fn finish(self, here: &HostFiles, again: &ReleaseSource, note: impl Fn(String)) -> Result<(), ReleaseError> {
+    pub async fn finish(
+        self,
+        here: &HostFiles,
+        again: &ReleaseSource,
+        note: impl Fn(String),
+    ) -> Result<(), ReleaseError> {
         let arch = Arch::current().ok_or(ReleaseError::Architecture)?;
-        let Self { release, directory, source } = self;
+        let Self {
+            release,
+            directory,
+            source,
+        } = self;
         let wanted: Vec<_> = release.host_files_for(arch).collect();
         for file in REQUIRED {
             if !wanted.iter().any(|f| f.name == file) {
@@ -151,7 +172,11 @@ impl Installation {
                     let expected = installed.files.get(&place(file));
                     async move {
                         let found = digest(directory.join(place(file))).await;
-                        let good = found.as_ref().ok().zip(expected).is_some_and(|(found, expected)| found == expected);
+                        let good = found
+                            .as_ref()
+                            .ok()
+                            .zip(expected)
+                            .is_some_and(|(found, expected)| found == expected);
                         if good {
                             here.add(&file.name);
                         }
@@ -178,7 +203,10 @@ impl Installation {
             here.add(&file.name);
             Ok::<_, ReleaseError>((place(file), digest(path).await?))
         }));
-        let installed = Installed { files: installed.await?.into_iter().collect(), release: (*release).clone() };
+        let installed = Installed {
+            files: installed.await?.into_iter().collect(),
+            release: (*release).clone(),
+        };
         let json = serde_json::to_vec_pretty(&installed).map_err(ReleaseError::Note)?;
         files::write(&directory.join(NOTE), &json, 0o600)?;
         files::link(&paths::current(), release.kubernetes.to_string().as_str())?;
@@ -189,7 +217,11 @@ impl Installation {
 
 /// Where a host file goes, below its release's directory.
 fn place(file: &HostFile) -> Utf8PathBuf {
-    if file.name.starts_with("cni/") { file.name.clone().into() } else { Utf8Path::new("bin").join(&file.name) }
+    if file.name.starts_with("cni/") {
+        file.name.clone().into()
+    } else {
+        Utf8Path::new("bin").join(&file.name)
+    }
 }
 
 fn read_note(directory: &Utf8Path) -> Option<Installed> {
@@ -215,5 +247,8 @@ async fn digest(path: Utf8PathBuf) -> Result<Digest, FileError> {
             }
         })
     };
-    hash.await.map_err(io::Error::other).flatten().map_err(failed("read", &path))
+    hash.await
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(failed("read", &path))
 }

@@ -14,7 +14,12 @@ pub struct Status(watch::Sender<SetupStatus>);
 impl Status {
     /// A machine that has only started.
     pub fn new() -> Self {
-        let begin = SetupStatus { step: SetupStep::Started, message: None, bundle: None, host_findings: Vec::new() };
+        let begin = SetupStatus {
+            step: SetupStep::Started,
+            message: None,
+            bundle: None,
+            host_findings: Vec::new(),
+        };
         Self(watch::Sender::new(begin))
     }
 
@@ -67,7 +72,11 @@ impl Status {
     /// Waits until the machine is set up.
     pub async fn done(&self) {
         // The sender is `self`, so the channel cannot close while this waits.
-        let _ = self.0.subscribe().wait_for(|status| status.step == SetupStep::Done).await;
+        let _ = self
+            .0
+            .subscribe()
+            .wait_for(|status| status.step == SetupStep::Done)
+            .await;
     }
 
     /// Keeps the status file as the status is.

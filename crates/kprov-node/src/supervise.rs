@@ -243,7 +243,12 @@ impl RotatingLog {
             files::make_directory(directory, 0o755)?;
         }
         let (file, size) = Self::reopen(&path).map_err(failed("open", &path))?;
-        Ok(Self { path, file, size, limit: LOG_LIMIT })
+        Ok(Self {
+            path,
+            file,
+            size,
+            limit: LOG_LIMIT,
+        })
     }
 
     fn reopen(path: &Utf8Path) -> io::Result<(File, u64)> {
@@ -264,7 +269,11 @@ impl RotatingLog {
 
     fn rotate(&mut self) -> io::Result<()> {
         for n in (1..LOG_FILES).rev() {
-            let older = if n == 1 { self.path.clone() } else { Utf8PathBuf::from(format!("{}.{}", self.path, n - 1)) };
+            let older = if n == 1 {
+                self.path.clone()
+            } else {
+                Utf8PathBuf::from(format!("{}.{}", self.path, n - 1))
+            };
             match fs::rename(&older, format!("{}.{n}", self.path)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
@@ -301,8 +310,10 @@ mod tests {
         for n in 0..10 {
             log.append(format!("line {n:04}\n").as_bytes()).unwrap();
         }
-        let mut names: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["x.log", "x.log.1", "x.log.2"]);
         assert_eq!(fs::read_to_string(&path).unwrap(), "line 0009\n");

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use kprov_types::machine::{Endpoint, Role};
 use kprov_types::node::{
-    Bundle, ClusterSecrets, ControlPlaneSettings, JoinToken, KeyPairPem, Member, NodeConfig, NodeNetwork, ReleaseSource,
-    SetupIdentity,
+    Bundle, ClusterSecrets, ControlPlaneSettings, JoinToken, KeyPairPem, Member, NodeConfig, NodeNetwork,
+    ReleaseSource, SetupIdentity,
 };
 use kprov_types::release::{API_VERSION, ImageComponent, ReleaseImage};
 use kprov_types::{Digest, MachineName, Release};
@@ -52,11 +52,17 @@ fn network() -> NodeNetwork {
 }
 
 fn endpoint() -> Endpoint {
-    Endpoint { host: "10.0.0.100".into(), port: 6443 }
+    Endpoint {
+        host: "10.0.0.100".into(),
+        port: 6443,
+    }
 }
 
 fn pair(name: &str) -> KeyPairPem {
-    KeyPairPem { certificate: name.into(), key: String::new() }
+    KeyPairPem {
+        certificate: name.into(),
+        key: String::new(),
+    }
 }
 
 pub(crate) fn machine() -> Machine {
@@ -67,14 +73,28 @@ pub(crate) fn machine() -> Machine {
         role: Role::ControlPlane,
         endpoint: endpoint(),
         ca: "ca".into(),
-        release: ReleaseSource { urls: vec!["http://10.0.0.100:10202".into()], digest: digest() },
-        join_token: Some(JoinToken { id: "abcdef".into(), secret: "0123456789abcdef".into() }),
-        setup: Some(SetupIdentity { certificate: String::new(), key: String::new(), client_fingerprint: String::new() }),
+        release: ReleaseSource {
+            urls: vec!["http://10.0.0.100:10202".into()],
+            digest: digest(),
+        },
+        join_token: Some(JoinToken {
+            id: "abcdef".into(),
+            secret: "0123456789abcdef".into(),
+        }),
+        setup: Some(SetupIdentity {
+            certificate: String::new(),
+            key: String::new(),
+            client_fingerprint: String::new(),
+        }),
         data: None,
         network: network(),
         taint: false,
     };
-    Machine { config, name, address: ADDRESS }
+    Machine {
+        config,
+        name,
+        address: ADDRESS,
+    }
 }
 
 pub(crate) fn bundle() -> Bundle {
@@ -85,7 +105,10 @@ pub(crate) fn bundle() -> Bundle {
             release: release(),
             endpoint: endpoint(),
             network: network(),
-            members: vec![Member { name: MachineName::new("demo-cp-0").unwrap(), address: ADDRESS.into() }],
+            members: vec![Member {
+                name: MachineName::new("demo-cp-0").unwrap(),
+                address: ADDRESS.into(),
+            }],
             extra: std::collections::BTreeMap::new(),
         },
         secrets: ClusterSecrets {

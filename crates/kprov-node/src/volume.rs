@@ -80,12 +80,19 @@ pub async fn etcd_directory(volume: Option<&DataVolume>) -> Result<Utf8PathBuf, 
 
 async fn mount_device(device: &str) -> Result<(), VolumeError> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    if mounts.lines().any(|line| line.split(' ').nth(1) == Some(paths::DATA_MOUNT)) {
+    if mounts
+        .lines()
+        .any(|line| line.split(' ').nth(1) == Some(paths::DATA_MOUNT))
+    {
         return Ok(());
     }
     // Device names may change from boot to boot; the label of a disk that was formatted here does not.
     let labelled = format!("/dev/disk/by-label/{LABEL}");
-    let device = if Utf8Path::new(&labelled).exists() { labelled } else { device.to_owned() };
+    let device = if Utf8Path::new(&labelled).exists() {
+        labelled
+    } else {
+        device.to_owned()
+    };
     let failed = |program, output: &Output| VolumeError::Failed {
         program,
         device: device.clone(),
@@ -107,10 +114,20 @@ async fn mount_device(device: &str) -> Result<(), VolumeError> {
     }
     files::make_directory(Utf8Path::new(paths::DATA_MOUNT), 0o700)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
-    mount(Some(device.as_str()), paths::DATA_MOUNT, Some("ext4"), flags, None::<&str>)
-        .map_err(|source| VolumeError::Mount { device, source })
+    mount(
+        Some(device.as_str()),
+        paths::DATA_MOUNT,
+        Some("ext4"),
+        flags,
+        None::<&str>,
+    )
+    .map_err(|source| VolumeError::Mount { device, source })
 }
 
 async fn run(program: &'static str, args: &[&str]) -> Result<Output, VolumeError> {
-    Command::new(program).args(args).output().await.map_err(|source| VolumeError::Run { program, source })
+    Command::new(program)
+        .args(args)
+        .output()
+        .await
+        .map_err(|source| VolumeError::Run { program, source })
 }

@@ -1,5 +1,7 @@
 //! etcd members join, are lost, and are replaced: with real etcd processes and TLS, on loopback addresses of their own.
 
+#![cfg(test)]
+
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -38,8 +40,12 @@ impl Cluster {
         // Addresses of this test process alone, so that several can run beside each other.
         let [_, _, high, low] = std::process::id().to_be_bytes();
         let address = |n: u8| IpAddr::from([127, 80 + n, high, low.max(1)]);
-        let members: Vec<_> =
-            (0..3).map(|n| Member { name: format!("cp-{n}").parse().unwrap(), address: address(n) }).collect();
+        let members: Vec<_> = (0..3)
+            .map(|n| Member {
+                name: format!("cp-{n}").parse().unwrap(),
+                address: address(n),
+            })
+            .collect();
         let write = |name: &str, pair: &KeyPairPem| {
             std::fs::write(dir.path().join(format!("{name}.crt")), &pair.certificate).unwrap();
             std::fs::write(dir.path().join(format!("{name}.key")), &pair.key).unwrap();
@@ -51,7 +57,12 @@ impl Cluster {
         let pair = pki::issue(&secrets.etcd_ca, &Leaf::client("test", None), Timestamp::now()).unwrap();
         let identity = Some((pair.certificate.as_str(), pair.key.as_str()));
         let client = EtcdClient::new(https::client(&secrets.etcd_ca.certificate, identity).unwrap());
-        Self { dir, members, client, processes: vec![None, None, None] }
+        Self {
+            dir,
+            members,
+            client,
+            processes: vec![None, None, None],
+        }
     }
 
     fn root(&self) -> &Utf8Path {
@@ -63,16 +74,27 @@ impl Cluster {
     }
 
     async fn settle(&self, n: usize, started_before: bool) -> Start {
-        let note = |why| eprintln!("cp-{n}: {why}");
+        let note = |why| println!("cp-{n}: {why}");
         let data = self.data(n);
-        let settled = settle(&self.client, &self.members[n], &self.members, &data, started_before, note);
+        let settled = settle(
+            &self.client,
+            &self.members[n],
+            &self.members,
+            &data,
+            started_before,
+            note,
+        );
         tokio::time::timeout(LIMIT, settled).await.expect("etcd settles")
     }
 
     fn start(&mut self, n: usize, start: &Start) {
         let member = &self.members[n];
         let (name, root) = (member.name.as_str(), self.root());
-        let list: Vec<_> = start.members.iter().map(|m| format!("{}={}", m.name, peer_url(m.address))).collect();
+        let list: Vec<_> = start
+            .members
+            .iter()
+            .map(|m| format!("{}={}", m.name, peer_url(m.address)))
+            .collect();
         let state = match start.state {
             EtcdClusterState::New => "new",
             EtcdClusterState::Existing => "existing",
@@ -98,7 +120,10 @@ impl Cluster {
             arguments.push(format!("--{prefix}key-file={root}/{name}.key"));
         }
         let mut etcd = Command::new("etcd");
-        etcd.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        etcd.args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         self.processes[n] = Some(etcd.spawn().expect("etcd is installed"));
     }
 
@@ -114,7 +139,9 @@ impl Cluster {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        tokio::time::timeout(LIMIT, well).await.unwrap_or_else(|_| panic!("cp-{n} does not get well"));
+        tokio::time::timeout(LIMIT, well)
+            .await
+            .unwrap_or_else(|_| panic!("cp-{n} does not get well"));
     }
 }
 
@@ -137,7 +164,13 @@ async fn a_cluster_begins_and_a_member_that_lost_its_data_is_replaced() {
         // The second one already finds a peer that answers and has no quorum yet.
         let start = cluster.settle(n, false).await;
         if n == 0 {
-            assert_eq!(start, Start { state: EtcdClusterState::New, members: cluster.members.clone() });
+            assert_eq!(
+                start,
+                Start {
+                    state: EtcdClusterState::New,
+                    members: cluster.members.clone()
+                }
+            );
         }
         cluster.start(n, &start);
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -163,8 +196,18 @@ async fn a_cluster_begins_and_a_member_that_lost_its_data_is_replaced() {
     let notes = Mutex::new(Vec::new());
     let note = |why| notes.lock().unwrap().push(why);
     let data = cluster.data(2);
-    let waiting = settle(&cluster.client, &cluster.members[2], &cluster.members, &data, true, note);
-    assert!(tokio::time::timeout(Duration::from_secs(4), waiting).await.is_err(), "it must wait");
+    let waiting = settle(
+        &cluster.client,
+        &cluster.members[2],
+        &cluster.members,
+        &data,
+        true,
+        note,
+    );
+    assert!(
+        tokio::time::timeout(Duration::from_secs(4), waiting).await.is_err(),
+        "it must wait"
+    );
     assert!(!notes.lock().unwrap().is_empty());
 
     // Once the other is back, it is taken out, added, and gets its vote.
@@ -174,7 +217,9 @@ async fn a_cluster_begins_and_a_member_that_lost_its_data_is_replaced() {
     let start = cluster.settle(2, true).await;
     assert_eq!(start.state, EtcdClusterState::Existing);
     cluster.start(2, &start);
-    tokio::time::timeout(LIMIT, promote(&cluster.client, &cluster.members[2], &cluster.members)).await.unwrap();
+    tokio::time::timeout(LIMIT, promote(&cluster.client, &cluster.members[2], &cluster.members))
+        .await
+        .unwrap();
     cluster.well(2).await;
     let (after, unhealthy) = cluster.client.look(&cluster.members[0], &cluster.members).await;
     let after = after.unwrap();

@@ -225,7 +225,7 @@ fn wanted(control_plane: usize, workers: usize) -> Wanted {
 fn go(model: &Model, goal: &Goal) -> Result<Observed, DriveError> {
     let cluster = ClusterName::new("c").unwrap();
     let pace = Still::default();
-    drive(model, &cluster, goal, Duration::from_secs(600), &pace, &pace)
+    drive(model, &cluster, goal, Duration::from_mins(10), &pace, &pace)
         .now_or_never()
         .expect("nothing in the model ever waits")
 }

@@ -145,7 +145,7 @@ fn stop(dir: &ClusterDir) -> Result<(), LocalError> {
 }
 
 fn listener(address: Ipv4Addr, port: u16) -> Result<Option<String>, LocalError> {
-    for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
+    for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
         match fs::read_to_string(table) {
             Ok(text) => {
                 if let Some(found) = range::listener(&text, address, port) {

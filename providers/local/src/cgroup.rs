@@ -43,7 +43,7 @@ pub(crate) struct Hierarchy {
 impl Hierarchy {
     /// All hierarchies of this host.
     pub(crate) fn all() -> Result<Vec<Self>, LocalError> {
-        let path = "/proc/self/mountinfo";
+        let path = "/proc/thread-self/mountinfo";
         Ok(parse(&fs::read_to_string(path).map_err(LocalError::io("read", path))?))
     }
 

@@ -82,7 +82,7 @@ fn is_of(groups: &[u8], command: &[u8], cluster: &ClusterName, dir: &Utf8Path) -
 
 /// Mounts of this namespace that lie in the cluster's directory.
 fn mounts(dir: &Utf8Path) -> Result<Vec<Leftover>, LocalError> {
-    let path = "/proc/self/mountinfo";
+    let path = "/proc/thread-self/mountinfo";
     let text = fs::read_to_string(path).map_err(LocalError::io("read", path))?;
     let points = text
         .lines()

@@ -160,7 +160,7 @@ impl Context<'_> {
             cpu: "100m",
             memory: "256Mi",
             priority_class: "system-node-critical",
-            grace_seconds: component_flags::APISERVER_GRACE_SECONDS,
+            grace_seconds: component_flags::apiserver_grace_seconds(&self.features),
             // The official image's program carries this file capability, and can't be run where it's out of reach.
             capabilities: &["NET_BIND_SERVICE"],
         })

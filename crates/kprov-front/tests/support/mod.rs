@@ -106,7 +106,7 @@ pub struct TestBackend {
     pub status: Arc<AtomicU16>,
     /// How many `WHO` and `ECHO` it was asked.
     pub asked: Arc<AtomicUsize>,
-    accepting: JoinHandle<()>,
+    accepting: Option<JoinHandle<()>>,
     connections: Arc<Mutex<HashMap<usize, JoinHandle<()>>>>,
 }
 
@@ -131,7 +131,7 @@ impl TestBackend {
             address,
         };
         let held = Arc::clone(&connections);
-        let accepting = tokio::spawn(async move {
+        let accepting = Some(tokio::spawn(async move {
             let mut next = 0;
             loop {
                 let Ok((stream, _)) = listener.accept().await else {
@@ -149,7 +149,7 @@ impl TestBackend {
                 });
                 held.insert(id, task);
             }
-        });
+        }));
         Ok(Self {
             address,
             status,
@@ -168,19 +168,27 @@ impl TestBackend {
     }
 
     /// Stops listening; connections go on.
-    pub fn close(&self) {
-        self.accepting.abort();
+    pub async fn close(&mut self) {
+        if let Some(accepting) = self.accepting.take() {
+            accepting.abort();
+            let _ = accepting.await;
+        }
     }
 
-    /// Ends as a killed process does.
-    pub fn kill(self) {
-        drop(self);
+    /// Ends as a killed process does: when this returns, all its sockets are closed.
+    pub async fn kill(mut self) {
+        self.close().await;
+        let held = std::mem::take(&mut *self.connections.lock().expect("not poisoned"));
+        for connection in held.into_values() {
+            connection.abort();
+            let _ = connection.await;
+        }
     }
 }
 
 impl Drop for TestBackend {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accepting.iter().for_each(JoinHandle::abort);
         if let Ok(connections) = self.connections.lock() {
             connections.values().for_each(JoinHandle::abort);
         }

@@ -125,14 +125,21 @@ impl EtcdClient {
         *request.uri_mut() = http::Uri::from_static(path);
         let headers = request.headers_mut();
         headers.insert(http::header::HOST, http::HeaderValue::from_static("etcd"));
-        headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+        headers.insert(
+            http::header::CONTENT_TYPE,
+            http::HeaderValue::from_static("application/json"),
+        );
         let target = SocketAddr::new(address, ports::ETCD_CLIENT);
         let answer = https::send(&self.tls, target, ServerName::from(address), request, limit)
             .await
             .map_err(|source| EtcdError::NoAnswer { address, source })?;
         if !answer.status().is_success() {
             let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
-            let message = body.get("message").or_else(|| body.get("error")).and_then(Value::as_str).map(str::to_owned);
+            let message = body
+                .get("message")
+                .or_else(|| body.get("error"))
+                .and_then(Value::as_str)
+                .map(str::to_owned);
             let message = message.unwrap_or_else(|| answer.status().to_string());
             return Err(EtcdError::Refused { address, path, message });
         }
@@ -157,33 +164,54 @@ impl EtcdClient {
                 None
             }
         });
-        let Some(members) = members else { return (None, Vec::new()) };
+        let Some(members) = members else {
+            return (None, Vec::new());
+        };
         let members: Vec<_> = members
             .into_iter()
-            .map(|WireMember { id, name, peer_urls, client_urls, learner }| EtcdMember {
-                id,
-                name,
-                peer_urls,
-                client_urls,
-                learner,
-            })
+            .map(
+                |WireMember {
+                     id,
+                     name,
+                     peer_urls,
+                     client_urls,
+                     learner,
+                 }| EtcdMember {
+                    id,
+                    name,
+                    peer_urls,
+                    client_urls,
+                    learner,
+                },
+            )
             .collect();
         let mine = peer_url(me.address);
         let unhealthy = members
             .iter()
             .filter(|m| !m.peer_urls.contains(&mine))
             .filter(|m| {
-                let state = peers.iter().zip(&states).find(|(p, _)| m.peer_urls.contains(&peer_url(p.address)));
+                let state = peers
+                    .iter()
+                    .zip(&states)
+                    .find(|(p, _)| m.peer_urls.contains(&peer_url(p.address)));
                 !state.is_some_and(|(_, well)| *well)
             })
-            .map(|m| if m.name.is_empty() { m.id.clone() } else { m.name.clone() })
+            .map(|m| {
+                if m.name.is_empty() {
+                    m.id.clone()
+                } else {
+                    m.name.clone()
+                }
+            })
             .collect();
         (Some(members), unhealthy)
     }
 
     /// Whether the member at `address` answers and knows a leader.
     pub async fn well(&self, address: IpAddr) -> bool {
-        let status = self.call::<Status>(address, "/v3/maintenance/status", &json!({}), LOOK_LIMIT).await;
+        let status = self
+            .call::<Status>(address, "/v3/maintenance/status", &json!({}), LOOK_LIMIT)
+            .await;
         status.is_ok_and(|s| s.leader.is_some_and(|leader| leader != "0"))
     }
 
@@ -207,11 +235,13 @@ impl EtcdClient {
 
     /// Takes a member out of the cluster.
     pub async fn remove(&self, me: &Member, all: &[Member], id: &str) -> Result<(), EtcdError> {
-        self.change(me, all, "/v3/cluster/member/remove", json!({ "ID": id })).await
+        self.change(me, all, "/v3/cluster/member/remove", json!({ "ID": id }))
+            .await
     }
 
     /// Makes a learner a voting member.
     pub async fn promote(&self, me: &Member, all: &[Member], id: &str) -> Result<(), EtcdError> {
-        self.change(me, all, "/v3/cluster/member/promote", json!({ "ID": id })).await
+        self.change(me, all, "/v3/cluster/member/promote", json!({ "ID": id }))
+            .await
     }
 }

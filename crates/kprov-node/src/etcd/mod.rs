@@ -102,7 +102,10 @@ pub fn decide(me: &Member, all: &[Member], seen: &Observation) -> Decision {
     let initial = || all.to_vec();
     if seen.data {
         // etcd goes by its data then and does not look at the initial cluster.
-        return Decision::Start(Start { state: EtcdClusterState::Existing, members: initial() });
+        return Decision::Start(Start {
+            state: EtcdClusterState::Existing,
+            members: initial(),
+        });
     }
     let Some(members) = &seen.members else {
         return if seen.started_before {
@@ -110,29 +113,39 @@ pub fn decide(me: &Member, all: &[Member], seen: &Observation) -> Decision {
                 why: "etcd's data on this machine is gone and no other member answers; a new cluster would be an empty one".into(),
             }
         } else {
-            Decision::Start(Start { state: EtcdClusterState::New, members: initial() })
+            Decision::Start(Start {
+                state: EtcdClusterState::New,
+                members: initial(),
+            })
         };
     };
     let mine = peer_url(me.address);
     let safe = |change: Decision, what: &str| match seen.unhealthy.as_slice() {
         [] => change,
-        some => Decision::Wait { why: format!("{what} has to wait for unhealthy etcd members: {}", some.join(", ")) },
+        some => Decision::Wait {
+            why: format!("{what} has to wait for unhealthy etcd members: {}", some.join(", ")),
+        },
     };
     match members.iter().find(|m| m.peer_urls.contains(&mine)) {
-        Some(member) if member.started() => {
-            safe(Decision::Remove { id: member.id.clone() }, "replacing this machine's lost etcd member")
-        }
+        Some(member) if member.started() => safe(
+            Decision::Remove { id: member.id.clone() },
+            "replacing this machine's lost etcd member",
+        ),
         // A peer that only now forms the cluster lists the members it was started with, none of them started yet.
-        Some(_) if !members.iter().any(EtcdMember::started) && !seen.started_before => {
-            Decision::Start(Start { state: EtcdClusterState::New, members: initial() })
-        }
+        Some(_) if !members.iter().any(EtcdMember::started) && !seen.started_before => Decision::Start(Start {
+            state: EtcdClusterState::New,
+            members: initial(),
+        }),
         Some(_) => {
             let members = members.iter().filter_map(|m| named(m, all));
-            Decision::Start(Start { state: EtcdClusterState::Existing, members: members.collect() })
+            Decision::Start(Start {
+                state: EtcdClusterState::Existing,
+                members: members.collect(),
+            })
         }
-        None if members.iter().any(|m| m.learner) => {
-            Decision::Wait { why: "another etcd member is being added; there can be one learner at a time".into() }
-        }
+        None if members.iter().any(|m| m.learner) => Decision::Wait {
+            why: "another etcd member is being added; there can be one learner at a time".into(),
+        },
         None => safe(Decision::Add, "adding this machine's etcd member"),
     }
 }
@@ -146,12 +159,18 @@ fn named(listed: &EtcdMember, all: &[Member]) -> Option<Member> {
     }
     let address = url.strip_prefix("https://")?.parse::<std::net::SocketAddr>().ok()?.ip();
     let name = MachineName::new(listed.name.clone()).or_else(|_| MachineName::new(format!("member-{}", listed.id)));
-    Some(Member { name: name.ok()?, address })
+    Some(Member {
+        name: name.ok()?,
+        address,
+    })
 }
 
 /// Whether a data directory holds a member's data.
 pub fn has_data(directory: &Utf8Path) -> bool {
-    directory.join("member/wal").read_dir_utf8().is_ok_and(|mut entries| entries.next().is_some())
+    directory
+        .join("member/wal")
+        .read_dir_utf8()
+        .is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// Looks, decides and acts until this machine's etcd can start. `note` is told why it has to wait.
@@ -164,14 +183,21 @@ pub async fn settle(
     note: impl Fn(String),
 ) -> Start {
     loop {
-        let mut seen = Observation { data: has_data(data), started_before, ..Observation::default() };
+        let mut seen = Observation {
+            data: has_data(data),
+            started_before,
+            ..Observation::default()
+        };
         if !seen.data {
             (seen.members, seen.unhealthy) = client.look(me, all).await;
         }
         let done = match decide(me, all, &seen) {
             Decision::Start(start) => return start,
             Decision::Remove { id } => {
-                tracing::warn!(member = id, "this machine's etcd data is lost, taking its old member out of the cluster");
+                tracing::warn!(
+                    member = id,
+                    "this machine's etcd data is lost, taking its old member out of the cluster"
+                );
                 client.remove(me, all, &id).await
             }
             Decision::Add => {

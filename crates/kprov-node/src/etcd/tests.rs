@@ -28,24 +28,60 @@ fn started(numbers: &[u8]) -> Vec<EtcdMember> {
 fn decisions() {
     let all = machines();
     let me = &all[0];
-    let start = |state| Decision::Start(Start { state, members: all.clone() });
-    let see = |members| Observation { members: Some(members), ..Observation::default() };
+    let start = |state| {
+        Decision::Start(Start {
+            state,
+            members: all.clone(),
+        })
+    };
+    let see = |members| Observation {
+        members: Some(members),
+        ..Observation::default()
+    };
 
     let cases = [
-        ("data is there", Observation { data: true, started_before: true, ..Observation::default() }, start(EtcdClusterState::Existing)),
+        (
+            "data is there",
+            Observation {
+                data: true,
+                started_before: true,
+                ..Observation::default()
+            },
+            start(EtcdClusterState::Existing),
+        ),
         ("a new cluster", Observation::default(), start(EtcdClusterState::New)),
         (
             "peers form the cluster at this moment",
-            see(vec![listed(1, false, false), listed(2, false, false), listed(3, false, false)]),
+            see(vec![
+                listed(1, false, false),
+                listed(2, false, false),
+                listed(3, false, false),
+            ]),
             start(EtcdClusterState::New),
         ),
         (
             "an initial member that comes late",
-            see(vec![listed(1, false, false), listed(2, true, false), listed(3, true, false)]),
+            see(vec![
+                listed(1, false, false),
+                listed(2, true, false),
+                listed(3, true, false),
+            ]),
             start(EtcdClusterState::Existing),
         ),
-        ("added already", see(vec![listed(1, false, true), listed(2, true, false), listed(3, true, false)]), start(EtcdClusterState::Existing)),
-        ("data lost", see(started(&[1, 2, 3])), Decision::Remove { id: "100".into() }),
+        (
+            "added already",
+            see(vec![
+                listed(1, false, true),
+                listed(2, true, false),
+                listed(3, true, false),
+            ]),
+            start(EtcdClusterState::Existing),
+        ),
+        (
+            "data lost",
+            see(started(&[1, 2, 3])),
+            Decision::Remove { id: "100".into() },
+        ),
         ("not a member", see(started(&[2, 3])), Decision::Add),
     ];
     for (what, seen, expected) in cases {
@@ -57,7 +93,14 @@ fn decisions() {
 fn it_waits_rather_than_risk_data_or_quorum() {
     let all = machines();
     let cases = [
-        ("all data lost", Observation { started_before: true, ..Observation::default() }, "empty"),
+        (
+            "all data lost",
+            Observation {
+                started_before: true,
+                ..Observation::default()
+            },
+            "empty",
+        ),
         (
             "data lost while another is unhealthy",
             Observation {
@@ -69,12 +112,19 @@ fn it_waits_rather_than_risk_data_or_quorum() {
         ),
         (
             "adding while another is unhealthy",
-            Observation { members: Some(started(&[2, 3])), unhealthy: vec!["cp-2".into()], ..Observation::default() },
+            Observation {
+                members: Some(started(&[2, 3])),
+                unhealthy: vec!["cp-2".into()],
+                ..Observation::default()
+            },
             "cp-2",
         ),
         (
             "another learner",
-            Observation { members: Some(vec![listed(2, true, false), listed(3, false, true)]), ..Observation::default() },
+            Observation {
+                members: Some(vec![listed(2, true, false), listed(3, false, true)]),
+                ..Observation::default()
+            },
             "learner",
         ),
     ];
@@ -91,8 +141,17 @@ fn members_that_the_bundle_does_not_know_keep_their_names() {
     let all = machines();
     let mut members = vec![listed(1, false, true), listed(2, true, false), listed(9, true, false)];
     members[2].name = "other".into();
-    let seen = Observation { members: Some(members), ..Observation::default() };
-    let Decision::Start(Start { state: EtcdClusterState::Existing, members }) = decide(&all[0], &all, &seen) else { panic!() };
+    let seen = Observation {
+        members: Some(members),
+        ..Observation::default()
+    };
+    let Decision::Start(Start {
+        state: EtcdClusterState::Existing,
+        members,
+    }) = decide(&all[0], &all, &seen)
+    else {
+        panic!()
+    };
     let names: Vec<_> = members.iter().map(|m| format!("{} {}", m.name, m.address)).collect();
     assert_eq!(names, ["cp-1 10.0.0.1", "cp-2 10.0.0.2", "other 10.0.0.9"]);
 }

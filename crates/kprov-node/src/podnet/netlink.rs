@@ -18,6 +18,9 @@ use rtnetlink::{Handle, LinkVxlan, RouteMessageBuilder};
 use super::desired::{Mac, ROUTE_PROTOCOL, Route, TUNNEL_NAME, Tunnel, Uplink, VNI, VXLAN_PORT};
 use super::diff::{Action, Observed, ObservedTunnel};
 
+/// Ethernet's.
+const DEFAULT_MTU: u32 = 1500;
+
 /// Why the kernel's network configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -373,7 +376,7 @@ fn mtu(link: &LinkMessage) -> u32 {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
-    mtu.unwrap_or(1500)
+    mtu.unwrap_or(DEFAULT_MTU)
 }
 
 /// A VXLAN device's settings; none for another kind of device.

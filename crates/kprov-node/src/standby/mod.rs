@@ -107,7 +107,14 @@ pub struct ApiSeen {
 
 /// Decides on the API server's standby.
 pub fn decide_api(seen: &ApiSeen) -> Action {
-    let ApiSeen { placed, first_boot, index, able, self_hosted, silent } = *seen;
+    let ApiSeen {
+        placed,
+        first_boot,
+        index,
+        able,
+        self_hosted,
+        silent,
+    } = *seen;
     if placed {
         // The front sends new connections to the highest revision that is ready, which is no longer the standby's.
         return match self_hosted {
@@ -146,6 +153,7 @@ pub enum LeaseSeen {
 
 /// What is known for a component that is led by Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact that was seen")]
 pub struct LeaderSeen {
     /// The standby's manifest is placed.
     pub placed: bool,
@@ -155,6 +163,8 @@ pub struct LeaderSeen {
     pub index: u32,
     /// The standby's image is here.
     pub able: bool,
+    /// An API server process of this machine listens, ready or not.
+    pub api_listens: bool,
     /// How long an API server has answered; `None` while none does.
     pub api: Option<Duration>,
     /// This machine's self-hosted instance.
@@ -165,23 +175,48 @@ pub struct LeaderSeen {
 
 /// Decides on the standby of the controller-manager or the scheduler.
 pub fn decide_leader(seen: &LeaderSeen) -> Action {
-    let LeaderSeen { placed, first_boot, index, able, api, self_hosted, lease } = *seen;
+    let LeaderSeen {
+        placed,
+        first_boot,
+        index,
+        able,
+        api_listens,
+        api,
+        self_hosted,
+        lease,
+    } = *seen;
     if placed {
         return match (self_hosted, lease) {
             (SelfHosted::Ready(since), _) if since >= SETTLED => Action::Remove,
             // Another machine leads and has done so for a while: this standby only waits beside it.
-            (_, LeaseSeen::Held { here: false, quiet, held }) if quiet < LEASE_LIVE && held >= LEASE_PATIENCE => {
-                Action::Remove
-            }
+            (
+                _,
+                LeaseSeen::Held {
+                    here: false,
+                    quiet,
+                    held,
+                },
+            ) if quiet < LEASE_LIVE && held >= LEASE_PATIENCE => Action::Remove,
             _ => Action::Keep,
         };
     }
-    let Some(answering) = api else { return Action::Keep };
     if !able || matches!(self_hosted, SelfHosted::Ready(_)) {
         return Action::Keep;
     }
     let begins = first_boot && index == 0;
-    let starting = if self_hosted == SelfHosted::Starting { STARTING } else { Duration::ZERO };
+    let Some(answering) = api else {
+        // It starts beside the API server that it will wait for; its own patience (10 s) is longer than that takes.
+        return if begins && api_listens {
+            Action::Place
+        } else {
+            Action::Keep
+        };
+    };
+    let starting = if self_hosted == SelfHosted::Starting {
+        STARTING
+    } else {
+        Duration::ZERO
+    };
     let patience = LEASE_PATIENCE + LEASE_STAGGER * index + starting;
     let leaderless = match lease {
         // In a new cluster the first machine begins; there can be no other leader yet, nor the right to look for one.
@@ -190,5 +225,9 @@ pub fn decide_leader(seen: &LeaderSeen) -> Action {
         LeaseSeen::Free(since) => since.min(answering),
         LeaseSeen::Held { quiet, .. } => quiet.min(answering),
     };
-    if leaderless >= patience { Action::Place } else { Action::Keep }
+    if leaderless >= patience {
+        Action::Place
+    } else {
+        Action::Keep
+    }
 }

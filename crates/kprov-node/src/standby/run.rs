@@ -130,7 +130,11 @@ impl Standby {
         let mut silent_since = Some(Instant::now());
         loop {
             let (answers, self_hosted) = look_at_front(&self.front.borrow_and_update());
-            silent_since = if answers { None } else { silent_since.or_else(|| Some(Instant::now())) };
+            silent_since = if answers {
+                None
+            } else {
+                silent_since.or_else(|| Some(Instant::now()))
+            };
             let place = placed(Component::ApiServer);
             let placed = place.exists();
             let mut seen = ApiSeen {
@@ -154,7 +158,11 @@ impl Standby {
             {
                 tracing::error!(error = crate::chain(&error), "first boot cannot be marked as over");
             }
-            let pause = if seen.placed || seen.silent.is_some() { BUSY } else { CALM };
+            let pause = if seen.placed || seen.silent.is_some() {
+                BUSY
+            } else {
+                CALM
+            };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = self.front.changed() => if changed.is_err() { return },
@@ -233,8 +241,19 @@ struct Leader {
 impl Leader {
     async fn step(&mut self) -> Result<Duration, StandbyError> {
         let self_hosted = self.look().await?;
-        let api = self.standby.front.borrow_and_update().ready().next().is_some();
-        self.api_since = if api { self.api_since.or_else(|| Some(Instant::now())) } else { None };
+        let (api, api_listens) = {
+            let front = self.standby.front.borrow_and_update();
+            let listens = front
+                .backends
+                .iter()
+                .any(|(backend, _)| matches!(backend, Backend::Local { .. }));
+            (front.ready().next().is_some(), listens)
+        };
+        self.api_since = if api {
+            self.api_since.or_else(|| Some(Instant::now()))
+        } else {
+            None
+        };
         let placed = placed(self.component).exists();
         if self.release && !placed {
             self.release_lease().await?;
@@ -245,6 +264,7 @@ impl Leader {
             first_boot: Standby::first_boot(),
             index: self.standby.index,
             able: self.standby.images.has(self.component.image()),
+            api_listens,
             api: self.api_since.map(|since| since.elapsed()),
             self_hosted,
             lease: LeaseSeen::Unknown,
@@ -272,10 +292,15 @@ impl Leader {
     async fn look(&mut self) -> Result<SelfHosted, StandbyError> {
         let table = match &self.table {
             Some(table) => table,
-            None => self.table.insert(ListenTable::open(self.port).map_err(StandbyError::Sockets)?),
+            None => self
+                .table
+                .insert(ListenTable::open(self.port).map_err(StandbyError::Sockets)?),
         };
         let revisions = table.revisions().map_err(StandbyError::Sockets)?;
-        let newest = revisions.into_iter().filter(|revision| *revision > ports::STANDBY_REVISION).max();
+        let newest = revisions
+            .into_iter()
+            .filter(|revision| *revision > ports::STANDBY_REVISION)
+            .max();
         let Some(revision) = newest else {
             self.ready = None;
             return Ok(SelfHosted::Absent);
@@ -313,7 +338,11 @@ impl Leader {
         let lease = self.component.as_str();
         let leases = self.leases().await?;
         let read = leases.get_opt(lease).await;
-        read.map_err(|source| StandbyError::Lease { lease, verb: "read", source: Box::new(source) })
+        read.map_err(|source| StandbyError::Lease {
+            lease,
+            verb: "read",
+            source: Box::new(source),
+        })
     }
 
     /// Gives the Lease free that the standby held, once its container is gone, so that the next leader need not wait for it
@@ -341,7 +370,11 @@ impl Leader {
                 Ok(_) => tracing::info!(lease = name, "released the standby's Lease"),
                 Err(kube::Error::Api(status)) if status.is_conflict() => {}
                 Err(source) => {
-                    return Err(StandbyError::Lease { lease: name, verb: "released", source: Box::new(source) });
+                    return Err(StandbyError::Lease {
+                        lease: name,
+                        verb: "released",
+                        source: Box::new(source),
+                    });
                 }
             }
         }
@@ -363,12 +396,16 @@ struct LeaseWatch {
 impl LeaseWatch {
     fn look(&mut self, lease: Option<&Lease>, me: &Member, now: Instant) -> LeaseSeen {
         let spec = lease.and_then(|l| l.spec.as_ref());
-        let holder = spec.and_then(|s| s.holder_identity.clone()).filter(|holder| !holder.is_empty());
+        let holder = spec
+            .and_then(|s| s.holder_identity.clone())
+            .filter(|holder| !holder.is_empty());
         if self.since.is_none() || holder != self.holder {
             self.since = Some(now);
             self.holder = holder;
         }
-        let renewed = spec.and_then(|s| s.renew_time.clone()).unwrap_or(MicroTime(Timestamp::UNIX_EPOCH));
+        let renewed = spec
+            .and_then(|s| s.renew_time.clone())
+            .unwrap_or(MicroTime(Timestamp::UNIX_EPOCH));
         let quiet_since = match &self.renewed {
             Some((time, since)) if *time == renewed => *since,
             _ => self.renewed.insert((renewed, now)).1,
@@ -378,7 +415,9 @@ impl LeaseWatch {
             None => LeaseSeen::Free(held),
             Some(holder) => LeaseSeen::Held {
                 // client-go's components call themselves after their host and a random id: `<host>_<uuid>`.
-                here: holder.strip_prefix(me.name.as_str()).is_some_and(|rest| rest.starts_with('_')),
+                here: holder
+                    .strip_prefix(me.name.as_str())
+                    .is_some_and(|rest| rest.starts_with('_')),
                 quiet: now - quiet_since,
                 held,
             },
@@ -397,12 +436,18 @@ mod tests {
             renew_time: Some(MicroTime(Timestamp::from_second(renewed).unwrap())),
             ..LeaseSpec::default()
         };
-        Lease { spec: Some(spec), ..Lease::default() }
+        Lease {
+            spec: Some(spec),
+            ..Lease::default()
+        }
     }
 
     #[test]
     fn leases_are_timed_by_what_is_seen() {
-        let me = Member { name: "cp-1".parse().unwrap(), address: [10, 0, 0, 1].into() };
+        let me = Member {
+            name: "cp-1".parse().unwrap(),
+            address: [10, 0, 0, 1].into(),
+        };
         let start = Instant::now();
         let mut watch = LeaseWatch::default();
         let mut look = |lease: Option<&Lease>, second| watch.look(lease, &me, start + Duration::from_secs(second));
@@ -411,11 +456,39 @@ mod tests {
         assert_eq!(look(None, 5), LeaseSeen::Free(s(5)));
         // Its clock is years behind, which does not matter.
         let (mine, renewed) = (lease("cp-1_abc", 1), lease("cp-1_abc", 2));
-        assert_eq!(look(Some(&mine), 6), LeaseSeen::Held { here: true, quiet: s(0), held: s(0) });
-        assert_eq!(look(Some(&mine), 9), LeaseSeen::Held { here: true, quiet: s(3), held: s(3) });
-        assert_eq!(look(Some(&renewed), 10), LeaseSeen::Held { here: true, quiet: s(0), held: s(4) });
+        assert_eq!(
+            look(Some(&mine), 6),
+            LeaseSeen::Held {
+                here: true,
+                quiet: s(0),
+                held: s(0)
+            }
+        );
+        assert_eq!(
+            look(Some(&mine), 9),
+            LeaseSeen::Held {
+                here: true,
+                quiet: s(3),
+                held: s(3)
+            }
+        );
+        assert_eq!(
+            look(Some(&renewed), 10),
+            LeaseSeen::Held {
+                here: true,
+                quiet: s(0),
+                held: s(4)
+            }
+        );
         let other = lease("cp-10_abc", 2);
-        assert_eq!(look(Some(&other), 12), LeaseSeen::Held { here: false, quiet: s(2), held: s(0) });
+        assert_eq!(
+            look(Some(&other), 12),
+            LeaseSeen::Held {
+                here: false,
+                quiet: s(2),
+                held: s(0)
+            }
+        );
         assert_eq!(look(Some(&lease("", 2)), 13), LeaseSeen::Free(s(0)));
     }
 }

@@ -39,6 +39,9 @@ use crate::{link, naming};
 /// What programs inside a machine find in `PATH`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What these processes are called in the host's process list, whatever path the program was started by.
+const NAME: &str = "kprov";
+
 /// `boot.json`: what a machine's launcher and init need to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Boot {
@@ -179,6 +182,7 @@ fn launch(machine: &MachineDir) -> Result<(), InitError> {
     // Only children are in the new process namespace; the first of them is its init. No other may be started from here.
     unshare(CloneFlags::CLONE_NEWPID).map_err(InitError::system("make a process namespace"))?;
     let mut child = Command::new("/proc/self/exe")
+        .arg0(NAME)
         .args(["machine-room", "init", "pid1", machine.path.as_str()])
         .env_clear()
         .stdin(Stdio::null())
@@ -210,7 +214,7 @@ fn launch(machine: &MachineDir) -> Result<(), InitError> {
 /// All of this is done before a process of the machine exists: should this one be killed, the kernel takes the
 /// namespace, and with it both ends of the interface, away.
 fn connect(boot: &Boot, lock: &File) -> Result<(), InitError> {
-    let this = |what: &str| File::open("/proc/self/ns/net").map_err(InitError::system(what));
+    let this = |what: &str| File::open("/proc/thread-self/ns/net").map_err(InitError::system(what));
     let enter = |namespace: &File| {
         setns(namespace, CloneFlags::CLONE_NEWNET).map_err(InitError::system("enter a network namespace"))
     };
@@ -283,6 +287,7 @@ fn detach(cluster: &str, record: &Utf8Path, arguments: &[&str]) -> Result<std::c
     let id = ProcessId::current().map_err(InitError::system("find out about this process"))?;
     state::write_json(record, &id)?;
     let error = Command::new("/proc/self/exe")
+        .arg0(NAME)
         .args(arguments)
         .current_dir("/")
         .stdin(Stdio::null())

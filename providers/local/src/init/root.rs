@@ -39,7 +39,7 @@ const REAL: [(&str, &str); 5] = [
 ];
 
 /// Where a host may have programs on a file system of their own, which an overlay of `/` does not reach.
-const PROGRAMS: [&str; 4] = ["usr", "usr/local", "opt", "nix"];
+const PROGRAMS: [&str; 4] = ["/usr", "/usr/local", "/opt", "/nix"];
 
 /// Device files taken over from the host, where it has them.
 const DEVICES: [&str; 9] = [
@@ -58,11 +58,18 @@ pub(super) fn enter(boot: &Boot, machine: &MachineDir) -> Result<(), InitError> 
     change("/".into(), MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     let hierarchies = Hierarchy::all()?;
     let root = overlay(machine, boot)?;
-    for path in PROGRAMS {
-        let host = Utf8Path::new("/").join(path);
-        if is_mount_point(&host) {
-            bind(&host, &root.join(path))?;
-        }
+    let others = mount_points()?;
+    for path in PROGRAMS.iter().filter(|path| others.iter().any(|m| m == *path)) {
+        // A layer of its own each, as an overlay of `/` ends where another file system begins.
+        let name = path.trim_start_matches('/').replace('/', "-");
+        let [upper, work] = ["upper", "work"].map(|kind| machine.path.join(format!("{kind}-{name}")));
+        make_public(&upper)?;
+        stack(
+            Utf8Path::new(path),
+            &upper,
+            &work,
+            &root.join(path.trim_start_matches('/')),
+        )?;
     }
     hide(boot, &root)?;
     for (path, name) in REAL {
@@ -100,13 +107,16 @@ fn overlay(machine: &MachineDir, boot: &Boot) -> Result<Utf8PathBuf, InitError> 
         fs::rename(&draft, &upper).map_err(LocalError::io("make", &upper))?;
     }
     write_host_files(&upper, boot)?;
-    for dir in [&work, &root] {
-        state::make_dir(dir, 0o755)?;
-    }
-    // `index=off`: the last boot's mount may still be on its way out, and with an index the kernel would refuse.
-    let options = format!("lowerdir=/,upperdir={upper},workdir={work},index=off");
-    fresh("overlay", &root, MsFlags::empty(), Some(&options))?;
+    stack(Utf8Path::new("/"), &upper, &work, &root)?;
     Ok(root)
+}
+
+/// Mounts an overlay of a directory of the host.
+fn stack(lower: &Utf8Path, upper: &Utf8Path, work: &Utf8Path, place: &Utf8Path) -> Result<(), InitError> {
+    state::make_dir(work, 0o755)?;
+    // `index=off`: the last boot's mount may still be on its way out, and with an index the kernel would refuse.
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work},index=off");
+    fresh("overlay", place, MsFlags::empty(), Some(&options))
 }
 
 /// Makes the layer that a machine writes to, as it begins.
@@ -301,14 +311,15 @@ fn change(place: &Utf8Path, flags: MsFlags) -> Result<(), InitError> {
         .map_err(InitError::system(format!("change how mounts at `{place}` are shared")))
 }
 
-fn is_mount_point(path: &Utf8Path) -> bool {
-    let device = |p: &Utf8Path| {
-        fs::symlink_metadata(p)
-            .ok()
-            .filter(fs::Metadata::is_dir)
-            .map(|m| m.dev())
-    };
-    device(path).is_some_and(|own| device(path.parent().unwrap_or(path)) != Some(own))
+/// Where something is mounted, as this namespace has it.
+fn mount_points() -> Result<Vec<String>, InitError> {
+    let path = "/proc/thread-self/mountinfo";
+    let text = fs::read_to_string(path).map_err(LocalError::io("read", path))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(str::to_owned)
+        .collect())
 }
 
 fn make_public(dir: &Utf8Path) -> Result<(), InitError> {

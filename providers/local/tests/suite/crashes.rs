@@ -1,6 +1,7 @@
 //! `kill -9` of the caller, at any moment: the next one finishes what it began, or removes it.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -121,4 +122,35 @@ async fn machines_are_detached() {
             );
         }
     }
+}
+
+/// Without the privileges it takes, that is said, and nothing is touched.
+#[test]
+fn says_that_it_takes_root() {
+    let Some(room) = room(&["nobody"], 42) else { return };
+    let parent = room.state_dir.parent().unwrap();
+    let (exe, script) = (parent.join("machine-room"), parent.join("first-boot"));
+    fs::copy(ROOM, &exe).unwrap();
+    fs::write(&script, format!("#!/bin/sh\n{SCRIPT}\n")).unwrap();
+    fs::set_permissions(parent, fs::Permissions::from_mode(0o777)).unwrap();
+    let arguments = [
+        "up",
+        room.state_dir.as_str(),
+        room.cluster().as_str(),
+        &room.range,
+        script.as_str(),
+    ];
+    let output = Command::new(exe)
+        .args(arguments)
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(
+        said.contains("need the capability `CAP_NET_ADMIN`, which this process lacks"),
+        "{said}"
+    );
+    assert!(!room.state_dir.exists());
 }

@@ -69,6 +69,7 @@ async fn three_machines_are_machines() {
         }
         // Nothing of the host's that is none of its business.
         assert_eq!(inside(&format!("ls -A {}", room.state_dir)), "");
+        assert_eq!(inside(&format!("ls -A {}", room.hidden)), "");
         assert_eq!(
             inside("ls -A /etc/kubernetes /etc/kprov /etc/cni /etc/containerd | grep -v :$ || true"),
             ""
@@ -199,7 +200,12 @@ async fn ends_in_order() {
     assert!(text.contains("deaf\nkprov: ending\ntold\ndone\n"), "{text}");
     // The one that does not listen is waited for, for 20 s: until it is told in a way that it can't but hear.
     assert!(!text.contains("kprov: ended"), "{text}");
-    room.inside(cluster, &name, "kill -KILL $(pgrep -f '[s]leep 3601')");
+    let deaf = traces(&[cluster.to_string()])
+        .into_iter()
+        .find(|t| t.contains("sleep 3601"))
+        .unwrap();
+    let deaf = deaf.split(['/', ' ']).find_map(|w| w.parse().ok()).unwrap();
+    kill(Pid::from_raw(deaf), Signal::SIGKILL).unwrap();
     let text = room.console_with(cluster, &name, "kprov: ended").await;
     assert!(text.ends_with("kprov: ended\n"), "{text}");
 }

@@ -176,3 +176,84 @@ async fn leaves_foreign_interfaces_alone() {
     );
     assert!(kept);
 }
+
+/// The way out is opened where the host has one, and closed again with the last cluster; not before.
+#[tokio::test]
+async fn the_way_out_is_put_back() {
+    let Some(room) = room(&["way", "way-too"], 34) else {
+        return;
+    };
+    if Command::new("iptables").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: no iptables on this host");
+        return;
+    }
+    let (provider, clusters, network) = (room.provider.clone(), room.clusters.clone(), room.network());
+    // A host of its own: its network and its `/run`, which hold nothing yet but a default route.
+    let host = std::thread::spawn(move || {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+        let none: Option<&str> = None;
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        std::fs::write(FORWARD, "0").unwrap();
+        ip("link set dev lo up");
+        ip("link add name wan0 type bridge");
+        ip("address add 192.0.2.2/24 dev wan0");
+        ip("link set dev wan0 up");
+        ip("route add default via 192.0.2.1");
+        let rules = |cluster: &dyn std::fmt::Display| {
+            let saved = Command::new("iptables-save").output().unwrap();
+            let tag = format!("--comment \"kprov:{cluster}\"");
+            String::from_utf8(saved.stdout).unwrap().matches(&tag).count()
+        };
+        let forward = || std::fs::read_to_string(FORWARD).unwrap().trim().to_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let beside = NetworkSpec {
+                cidr: Some("10.99.35.0/24".parse().unwrap()),
+                ..network.clone()
+            };
+            for _ in 0..2 {
+                provider.ensure_network(&clusters[0], &network).await.unwrap();
+                provider.ensure_network(&clusters[1], &beside).await.unwrap();
+                assert_eq!((rules(&clusters[0]), rules(&clusters[1])), (3, 3));
+                assert_eq!(forward(), "1");
+            }
+            provider.remove_network(&clusters[0]).await.unwrap();
+            assert_eq!((rules(&clusters[0]), rules(&clusters[1])), (0, 3));
+            assert_eq!(forward(), "1");
+            assert_eq!(provider.leftovers(&clusters[0]).await.unwrap(), []);
+            provider.remove_network(&clusters[1]).await.unwrap();
+            assert_eq!(rules(&clusters[1]), 0);
+            assert_eq!(forward(), "0");
+            assert!(!std::path::Path::new("/run/kprov").exists());
+        });
+    });
+    host.join().unwrap();
+}
+
+/// Two callers at once end with one cluster; and a cluster known from elsewhere is not taken over.
+#[tokio::test]
+async fn one_cluster_of_a_name() {
+    let Some(room) = room(&["one"], 36) else { return };
+    let cluster = room.cluster();
+    let specs = [machine(cluster, "cp-0", Role::ControlPlane, "exec sleep 3600")];
+    let network = room.network();
+    let (first, second) = tokio::join!(room.up(cluster, &network, &specs), room.up(cluster, &network, &specs));
+    assert_eq!(first, second);
+    let observed = room.provider.observe(cluster).await.unwrap();
+    assert_eq!(observed.machines, first);
+
+    let elsewhere = crate::room::provider(&room.state_dir.with_file_name("elsewhere"), &room.hidden);
+    let error = elsewhere.ensure_network(cluster, &network).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("a cluster `{cluster}` runs on this host already")),
+        "{error}"
+    );
+    assert_eq!(room.provider.observe(cluster).await.unwrap(), observed);
+    assert!(!room.state_dir.with_file_name("elsewhere").exists());
+}

@@ -16,6 +16,8 @@ pub(crate) const ROOM: &str = env!("CARGO_BIN_EXE_machine-room");
 pub(crate) struct Room {
     pub(crate) provider: LocalProvider,
     pub(crate) state_dir: Utf8PathBuf,
+    /// A directory that no machine may see into.
+    pub(crate) hidden: Utf8PathBuf,
     pub(crate) clusters: Vec<ClusterName>,
     pub(crate) range: String,
     _keep: tempfile::TempDir,
@@ -33,11 +35,11 @@ pub(crate) fn room(names: &[&str], subnet: u8) -> Option<Room> {
         .tempdir_in("/var/tmp")
         .unwrap();
     let state_dir = Utf8Path::from_path(keep.path()).unwrap().join("state");
-    let config = LocalConfig {
-        state_dir: state_dir.clone(),
-        ..LocalConfig::new(ROOM)
-    };
-    let provider = LocalProvider::new(config).unwrap();
+    // Longer than the state directory's, whose name it begins with: they must not be mixed up.
+    let hidden = state_dir.with_file_name("state-of-others");
+    fs::create_dir(&hidden).unwrap();
+    fs::write(hidden.join("secret"), "secret").unwrap();
+    let provider = provider(&state_dir, &hidden);
     let unique = format!("{:x}", std::process::id());
     let clusters = names
         .iter()
@@ -46,10 +48,21 @@ pub(crate) fn room(names: &[&str], subnet: u8) -> Option<Room> {
     Some(Room {
         provider,
         state_dir,
+        hidden,
         clusters,
         range: format!("10.99.{subnet}.0/24"),
         _keep: keep,
     })
+}
+
+/// A provider that keeps its state there.
+pub(crate) fn provider(state_dir: &Utf8Path, hidden: &Utf8Path) -> LocalProvider {
+    let config = LocalConfig {
+        state_dir: state_dir.to_owned(),
+        hide: vec![hidden.to_owned()],
+        ..LocalConfig::new(ROOM)
+    };
+    LocalProvider::new(config).unwrap()
 }
 
 impl Room {
