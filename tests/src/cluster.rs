@@ -21,7 +21,11 @@ impl Cluster {
     /// Nothing is made yet.
     pub fn new(name: &str) -> Result<Self> {
         let bin = std::env::var("KPROV_BIN").context("KPROV_BIN is not set: run the tests by `cargo xtask test`")?;
-        let cluster = Self { name: name.to_owned(), home: tempfile::tempdir()?, bin: bin.into() };
+        let cluster = Self {
+            name: name.to_owned(),
+            home: tempfile::tempdir()?,
+            bin: bin.into(),
+        };
         // What a test that was killed left behind would only confuse this one.
         let _ = cluster.kprov(&["down", "--name", name, "--yes"]).output();
         Ok(cluster)
@@ -35,14 +39,25 @@ impl Cluster {
     /// A `kprov` command with this cluster's home.
     pub fn kprov(&self, args: &[&str]) -> Command {
         let mut command = Command::new(self.bin.join("kprov"));
-        command.args(args).env("KPROV_HOME", self.home.path()).env_remove("KPROV_RELEASE").stdin(Stdio::null());
+        command
+            .args(args)
+            .env("KPROV_HOME", self.home.path())
+            .env_remove("KPROV_RELEASE")
+            .stdin(Stdio::null());
         command
     }
 
     /// `kprov up` of this size.
     pub fn up_command(&self, payload: &Payload, control_plane: u32, workers: u32) -> Command {
-        let mut command = self.kprov(&["up", "--provider", "local", "--name", &self.name, "--progress", "plain"]);
-        command.args(["--control-plane", &control_plane.to_string(), "--workers", &workers.to_string()]).args(payload.options());
+        let mut command = self.kprov(&["up", "--provider", "local", "--name", &self.name]);
+        command
+            .args([
+                "--control-plane",
+                &control_plane.to_string(),
+                "--workers",
+                &workers.to_string(),
+            ])
+            .args(payload.options());
         command
     }
 
@@ -64,12 +79,18 @@ impl Cluster {
     /// A kubectl for the cluster.
     pub fn kubectl(&self, payload: &Payload) -> Result<Kubectl> {
         let carried = kubectl_of(payload)?;
-        Ok(Kubectl { program: carried, kubeconfig: self.kubeconfig() })
+        Ok(Kubectl {
+            program: carried,
+            kubeconfig: self.kubeconfig(),
+        })
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if !self.home().join("clusters").exists() {
+            return;
+        }
         if std::env::var_os("KPROV_TEST_KEEP").is_some() {
             eprintln!("kept: cluster {} with KPROV_HOME={}", self.name, self.home().as_str());
             self.home.disable_cleanup(true);
@@ -84,10 +105,19 @@ impl Drop for Cluster {
 /// The payload's own kubectl, else the one beside the test binaries, else the one in PATH.
 fn kubectl_of(payload: &Payload) -> Result<Utf8PathBuf> {
     let release: Value = serde_json::from_slice(&std::fs::read(payload.dir.join("release.json"))?)?;
-    let carried = release["hostFiles"].as_array().into_iter().flatten().find(|f| f["name"] == "kubectl");
-    if let Some(hex) = carried.and_then(|f| f["digest"].as_str()).and_then(|d| d.strip_prefix("sha256:")) {
+    let carried = release["hostFiles"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|f| f["name"] == "kubectl");
+    if let Some(hex) = carried
+        .and_then(|f| f["digest"].as_str())
+        .and_then(|d| d.strip_prefix("sha256:"))
+    {
         let path = std::env::temp_dir().join(format!("kprov-test-kubectl-{}", &hex[..16]));
-        let path = Utf8PathBuf::from_path_buf(path).ok().context("the temporary directory is not UTF-8")?;
+        let path = Utf8PathBuf::from_path_buf(path)
+            .ok()
+            .context("the temporary directory is not UTF-8")?;
         if !path.exists() {
             let new = Utf8PathBuf::from(format!("{path}.{}", std::process::id()));
             std::fs::copy(payload.dir.join("blobs/sha256").join(hex), &new)?;
@@ -112,13 +142,20 @@ impl Kubectl {
     /// A kubectl command.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(args).stdin(Stdio::null());
+        command
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            .args(args)
+            .stdin(Stdio::null());
         command
     }
 
     /// Its stdout; a failure has what it printed.
     pub fn run(&self, args: &[&str]) -> Result<String> {
-        let out = self.command(args).output().with_context(|| format!("can't run `{}`", self.program))?;
+        let out = self
+            .command(args)
+            .output()
+            .with_context(|| format!("can't run `{}`", self.program))?;
         finished(&out).with_context(|| format!("kubectl {}", args.join(" ")))?;
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
@@ -140,10 +177,12 @@ impl Kubectl {
 
     /// Waits until a pod is ready.
     pub fn ready(&self, pod: &str) -> Result<()> {
-        self.run(&["wait", "--for=condition=Ready", "--timeout=120s", pod]).map(|_| ()).or_else(|error| {
-            let described = self.run(&["describe", pod]).unwrap_or_default();
-            bail!("{error:#}\n{described}")
-        })
+        self.run(&["wait", "--for=condition=Ready", "--timeout=120s", pod])
+            .map(|_| ())
+            .or_else(|error| {
+                let described = self.run(&["describe", pod]).unwrap_or_default();
+                bail!("{error:#}\n{described}")
+            })
     }
 
     /// Repeats until it succeeds.
@@ -157,5 +196,10 @@ pub(crate) fn finished(out: &Output) -> Result<()> {
     if out.status.success() {
         return Ok(());
     }
-    bail!("{}\n{}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    bail!(
+        "{}\n{}{}",
+        out.status,
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    )
 }

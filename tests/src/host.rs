@@ -23,25 +23,40 @@ impl Traces {
         }
         groups(Path::new("/sys/fs/cgroup"), 0, &mut all);
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+            let Ok(line) = fs::read(entry.path().join("cmdline")) else {
+                continue;
+            };
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             // Whatever else runs on the host comes and goes; these are what clusters consist of.
             let ours = ["kprov", "kube", "etcd", "containerd", "/pause", "runc", "coredns"];
-            if ours.iter().any(|o| line.contains(o)) && !line.contains("xtask") && !line.contains("nextest") && !line.contains("kprov_e2e") {
+            let tools = ["xtask", "nextest", "kprov_e2e", "rustc", "cargo"];
+            if ours.iter().any(|o| line.contains(o)) && !tools.iter().any(|t| line.contains(t)) {
                 let pid = entry.file_name();
                 if pid.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) && !own_or_test(&pid.to_string_lossy()) {
                     all.insert(format!("process {} {line}", pid.to_string_lossy()));
                 }
             }
         }
-        for dir in ["/var/lib/kprov", "/var/lib/kprov/local", "/run/kprov", "/run/netns", "/etc/cni/net.d"] {
+        for dir in [
+            "/var/lib/kprov",
+            "/var/lib/kprov/local",
+            "/run/kprov",
+            "/run/netns",
+            "/etc/cni/net.d",
+        ] {
             for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
                 all.insert(format!("file {}", entry.path().display()));
             }
         }
-        for (program, args) in [("iptables-save", &[][..]), ("ip", &["route", "show", "table", "all"][..])] {
+        for (program, args) in [
+            ("iptables-save", &[][..]),
+            ("ip", &["route", "show", "table", "all"][..]),
+        ] {
             if let Ok(out) = Command::new(program).args(args).output() {
-                for line in String::from_utf8_lossy(&out.stdout).lines().filter(|l| !l.starts_with('#') && !l.starts_with(':')) {
+                for line in String::from_utf8_lossy(&out.stdout)
+                    .lines()
+                    .filter(|l| !l.starts_with('#') && !l.starts_with(':'))
+                {
                     all.insert(format!("{program} {line}"));
                 }
             }
@@ -56,7 +71,12 @@ impl Traces {
 
     /// What was in `before` and isn't here: someone else's things that were taken away.
     pub fn gone_since(&self, before: &Self) -> Vec<String> {
-        before.0.difference(&self.0).filter(|t| !t.starts_with("process")).cloned().collect()
+        before
+            .0
+            .difference(&self.0)
+            .filter(|t| !t.starts_with("process"))
+            .cloned()
+            .collect()
     }
 }
 

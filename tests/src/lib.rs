@@ -3,6 +3,8 @@
 //! `cargo xtask test` sets `KPROV_BIN` (directory of kprov's programs), `KPROV_TEST_PAYLOADS` (`dir=key` pairs, `:` between)
 //! and `KPROV_TEST_BINARIES` (a directory with `kubectl`). Without them the tests say so and fail in CI.
 
+#![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
+
 mod cluster;
 mod host;
 mod payload;

@@ -27,33 +27,56 @@ impl Payload {
 
     /// The minor version's number.
     pub fn minor(&self) -> u32 {
-        self.version.split('.').nth(1).and_then(|m| m.parse().ok()).unwrap_or_default()
+        self.version
+            .split('.')
+            .nth(1)
+            .and_then(|m| m.parse().ok())
+            .unwrap_or_default()
     }
 
     /// An image of the payload, as pods refer to it.
     pub fn image(&self, component: &str) -> Result<String> {
         let release: serde_json::Value = serde_json::from_slice(&std::fs::read(self.dir.join("release.json"))?)?;
         let image = &release["images"][component];
-        let part = |key: &str| image[key].as_str().with_context(|| format!("the release has no image of {component}"));
+        let part = |key: &str| {
+            image[key]
+                .as_str()
+                .with_context(|| format!("the release has no image of {component}"))
+        };
         Ok(format!("{}@{}", part("reference")?, part("digest")?))
     }
 }
 
 /// All payloads that `KPROV_TEST_PAYLOADS` names. None at all is an error: a test that ran nothing must not pass.
 pub fn payloads() -> Result<Vec<Payload>> {
-    let list = std::env::var("KPROV_TEST_PAYLOADS").context("KPROV_TEST_PAYLOADS is not set: run the tests by `cargo xtask test`")?;
+    let list = std::env::var("KPROV_TEST_PAYLOADS")
+        .context("KPROV_TEST_PAYLOADS is not set: run the tests by `cargo xtask test`")?;
     let mut payloads = Vec::new();
     for entry in list.split(':').filter(|e| !e.is_empty()) {
         let (dir, key) = entry.split_once('=').unwrap_or((entry, ""));
         let dir = Utf8PathBuf::from(dir);
         let text = std::fs::read(dir.join("release.json")).with_context(|| format!("`{dir}` is no payload"))?;
         let release: serde_json::Value = serde_json::from_slice(&text)?;
-        let version = release["kubernetes"].as_str().context("release.json names no version")?.to_owned();
-        payloads.push(Payload { dir, key: (!key.is_empty()).then(|| key.into()), version });
+        let version = release["kubernetes"]
+            .as_str()
+            .context("release.json names no version")?
+            .to_owned();
+        payloads.push(Payload {
+            dir,
+            key: (!key.is_empty()).then(|| key.into()),
+            version,
+        });
     }
     if payloads.is_empty() {
         bail!("KPROV_TEST_PAYLOADS names no payload");
     }
-    eprintln!("Kubernetes versions under test: {}", payloads.iter().map(|p| p.version.as_str()).collect::<Vec<_>>().join(", "));
+    eprintln!(
+        "Kubernetes versions under test: {}",
+        payloads
+            .iter()
+            .map(|p| p.version.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
     Ok(payloads)
 }

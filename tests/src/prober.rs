@@ -32,7 +32,10 @@ impl Prober {
         let config: serde_json::Value = serde_saphyr::from_str(kubeconfig).context("the kubeconfig is not YAML")?;
         let server = match server {
             Some(server) => server.to_owned(),
-            None => config["clusters"][0]["cluster"]["server"].as_str().context("the kubeconfig names no server")?.to_owned(),
+            None => config["clusters"][0]["cluster"]["server"]
+                .as_str()
+                .context("the kubeconfig names no server")?
+                .to_owned(),
         };
         let field = |value: &serde_json::Value| -> Result<Vec<u8>> {
             let text = value.as_str().context("the kubeconfig lacks a certificate or key")?;
@@ -45,9 +48,18 @@ impl Prober {
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(probe(&format!("{server}/api/v1/namespaces/default"), &ca, &identity, rate, &stopped))
+            runtime.block_on(probe(
+                &format!("{server}/api/v1/namespaces/default"),
+                &ca,
+                &identity,
+                rate,
+                &stopped,
+            ))
         });
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Stops, and tells what was seen.
@@ -86,7 +98,9 @@ async fn probe(url: &str, ca: &[u8], identity: &[u8], rate: u32, stop: &AtomicBo
         running.spawn(async move {
             let start = Instant::now();
             let result = match request.send().await {
-                Ok(reply) if reply.status().is_success() => reply.bytes().await.map(|_| ()).map_err(|e| format!("{e:?}")),
+                Ok(reply) if reply.status().is_success() => {
+                    reply.bytes().await.map(|_| ()).map_err(|e| format!("{e:?}"))
+                }
                 Ok(reply) => Err(format!("status {}", reply.status())),
                 Err(e) => Err(format!("{e:?}")),
             };
@@ -102,7 +116,11 @@ async fn probe(url: &str, ca: &[u8], identity: &[u8], rate: u32, stop: &AtomicBo
     Ok(probes)
 }
 
-fn count(probes: &mut Probes, first: &mut Option<Instant>, (start, took, result): (Instant, Duration, Result<(), String>)) {
+fn count(
+    probes: &mut Probes,
+    first: &mut Option<Instant>,
+    (start, took, result): (Instant, Duration, Result<(), String>),
+) {
     match result {
         Ok(()) => {
             first.get_or_insert(start);
@@ -114,7 +132,10 @@ fn count(probes: &mut Probes, first: &mut Option<Instant>, (start, took, result)
             if let Some(first) = first
                 && start >= *first
             {
-                probes.failed.push(format!("{:.1} s after the first answer: {error}", start.duration_since(*first).as_secs_f64()));
+                probes.failed.push(format!(
+                    "{:.1} s after the first answer: {error}",
+                    start.duration_since(*first).as_secs_f64()
+                ));
             }
         }
     }

@@ -1,4 +1,5 @@
 //! `kprov up` on this machine, on real Kubernetes, for each payload under test.
+#![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -45,7 +46,7 @@ fn three_and_two() -> Result<()> {
 
         let with_first = Traces::list();
         let other = Cluster::new("e2e-other")?;
-        let out = other.kprov(&["plan", "--name", "e2e-other"]).args(payload.options()).output()?;
+        let out = other.kprov(&["plan", "--name", "e2e-other"]).output()?;
         ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         other.up(&payload, 1, 0)?;
         other.down()?;
@@ -72,7 +73,9 @@ fn killed_at_every_boundary() -> Result<()> {
                 break;
             }
             kills += 1;
-            cluster.up(&payload, 1, 0).with_context(|| format!("after a kill at boundary {boundary}"))?;
+            cluster
+                .up(&payload, 1, 0)
+                .with_context(|| format!("after a kill at boundary {boundary}"))?;
             self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 0)?;
             cluster.down()?;
         }
@@ -97,8 +100,10 @@ fn killed_at_every_boundary() -> Result<()> {
 /// Starts `up` and kills it at its n-th event; `false` if it ended before.
 fn killed_at(cluster: &Cluster, payload: &Payload, boundary: usize) -> Result<bool> {
     let mut command = cluster.up_command(payload, 1, 0);
-    command.args(["--progress", "json"]).stderr(Stdio::piped()).stdout(Stdio::null());
-    // The harness asks for plain lines first; the last one given counts.
+    command
+        .args(["--progress", "json"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null());
     let mut child = command.spawn()?;
     let stderr = child.stderr.take().context("no stderr")?;
     let mut seen = 0;
@@ -117,7 +122,10 @@ fn killed_at(cluster: &Cluster, payload: &Payload, boundary: usize) -> Result<bo
         text.push('\n');
     }
     let status = child.wait()?;
-    ensure!(status.success(), "`up` failed by itself before event {boundary}:\n{text}");
+    ensure!(
+        status.success(),
+        "`up` failed by itself before event {boundary}:\n{text}"
+    );
     Ok(false)
 }
 
@@ -128,7 +136,7 @@ fn up_with_prober(cluster: &Cluster, payload: &Payload, control_plane: u32, work
     let mut command = cluster.up_command(payload, control_plane, workers);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let waiter = std::thread::spawn(move || child.wait_with_output());
-    let config = wait_for("kubeconfig", Duration::from_secs(120), || {
+    let config = wait_for("kubeconfig", Duration::from_mins(2), || {
         ensure!(!waiter.is_finished(), "`up` ended");
         Ok(std::fs::read_to_string(cluster.kubeconfig())?)
     });
@@ -137,21 +145,31 @@ fn up_with_prober(cluster: &Cluster, payload: &Payload, control_plane: u32, work
         Ok(out) => out?,
         Err(_) => anyhow::bail!("the thread that waits for `up` died"),
     };
-    ensure!(out.status.success(), "{}\n{}", out.status, String::from_utf8_lossy(&out.stderr));
+    ensure!(
+        out.status.success(),
+        "{}\n{}",
+        out.status,
+        String::from_utf8_lossy(&out.stderr)
+    );
     let took = start.elapsed();
     // Some seconds more, for what only breaks once `up` is gone.
     std::thread::sleep(Duration::from_secs(5));
-    let probes = prober?.stop()?;
+    let seen = prober?.stop()?;
     eprintln!(
         "Kubernetes {}: {control_plane} + {workers} up in {:.1} s; {} requests on new TLS connections, {} failed, longest {} ms",
         payload.version,
         took.as_secs_f64(),
-        probes.succeeded,
-        probes.failed.len(),
-        probes.longest.as_millis()
+        seen.succeeded,
+        seen.failed.len(),
+        seen.longest.as_millis()
     );
-    ensure!(probes.succeeded > 100, "only {} requests were made", probes.succeeded);
-    ensure!(probes.failed.is_empty(), "requests failed: {:#?}\n{}", probes.failed, String::from_utf8_lossy(&out.stderr));
+    ensure!(seen.succeeded > 100, "only {} requests were made", seen.succeeded);
+    ensure!(
+        seen.failed.is_empty(),
+        "requests failed: {:#?}\n{}",
+        seen.failed,
+        String::from_utf8_lossy(&out.stderr)
+    );
     Ok(())
 }
 
@@ -159,55 +177,105 @@ fn up_with_prober(cluster: &Cluster, payload: &Payload, control_plane: u32, work
 fn self_hosted(kubectl: &Kubectl, payload: &Payload, control_plane: u64, workers: u64) -> Result<()> {
     let nodes = kubectl.get(&["nodes"])?;
     let ready = items(&nodes).filter(|n| condition(n, "Ready") == Some("True")).count() as u64;
-    ensure!(ready == control_plane + workers, "{ready} nodes are Ready: {}", kubectl.run(&["get", "nodes", "-o", "wide"])?);
+    ensure!(
+        ready == control_plane + workers,
+        "{ready} nodes are Ready: {}",
+        kubectl.run(&["get", "nodes", "-o", "wide"])?
+    );
     for node in items(&nodes) {
-        ensure!(node["status"]["nodeInfo"]["kubeletVersion"] == format!("v{}", payload.version), "{}", node["status"]["nodeInfo"]);
+        ensure!(
+            node["status"]["nodeInfo"]["kubeletVersion"] == format!("v{}", payload.version),
+            "{}",
+            node["status"]["nodeInfo"]
+        );
     }
     let version: Value = serde_json::from_str(&kubectl.run(&["get", "--raw", "/version"])?)?;
     ensure!(version["gitVersion"] == format!("v{}", payload.version), "{version}");
 
     let sets = kubectl.get(&["ds", "-n", "kube-system"])?;
-    let set = |name: &str| items(&sets).find(|d| d["metadata"]["name"] == name).cloned().with_context(|| format!("no DaemonSet {name}"));
-    ensure!(set("kube-apiserver")?["status"]["numberReady"] == control_plane, "{sets}");
-    ensure!(set("kube-proxy")?["status"]["numberReady"] == control_plane + workers, "{sets}");
+    let set = |name: &str| {
+        items(&sets)
+            .find(|d| d["metadata"]["name"] == name)
+            .cloned()
+            .with_context(|| format!("no DaemonSet {name}"))
+    };
+    ensure!(
+        set("kube-apiserver")?["status"]["numberReady"] == control_plane,
+        "{sets}"
+    );
+    ensure!(
+        set("kube-proxy")?["status"]["numberReady"] == control_plane + workers,
+        "{sets}"
+    );
     let deployments = kubectl.get(&["deploy", "-n", "kube-system"])?;
     for name in ["kube-controller-manager", "kube-scheduler"] {
-        let deployment = items(&deployments).find(|d| d["metadata"]["name"] == name).with_context(|| format!("no Deployment {name}"))?;
-        ensure!(deployment["status"]["availableReplicas"] == control_plane, "{deployment}");
+        let deployment = items(&deployments)
+            .find(|d| d["metadata"]["name"] == name)
+            .with_context(|| format!("no Deployment {name}"))?;
+        ensure!(
+            deployment["status"]["availableReplicas"] == control_plane,
+            "{deployment}"
+        );
     }
     let pods = kubectl.get(&["pods", "-n", "kube-system"])?;
     let mirrors: Vec<_> = items(&pods)
         .filter(|p| !p["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null())
         .filter_map(|p| p["metadata"]["name"].as_str())
         .collect();
-    ensure!(mirrors.len() as u64 == control_plane && mirrors.iter().all(|m| m.starts_with("etcd-")), "static pods: {mirrors:?}");
+    ensure!(
+        mirrors.len() as u64 == control_plane && mirrors.iter().all(|m| m.starts_with("etcd-")),
+        "static pods: {mirrors:?}"
+    );
     Ok(())
 }
 
 /// A second `up` takes under a minute and changes no object and no machine.
-fn second_up_changes_nothing(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload, control_plane: u32, workers: u32) -> Result<()> {
+fn second_up_changes_nothing(
+    cluster: &Cluster,
+    kubectl: &Kubectl,
+    payload: &Payload,
+    control_plane: u32,
+    workers: u32,
+) -> Result<()> {
     let fingerprint = || -> Result<Vec<String>> {
         let mut all = Vec::new();
         for kind in ["ds", "deploy", "cm", "sa", "pods"] {
             let list = kubectl.get(&[kind, "-n", "kube-system"])?;
             for item in items(&list) {
                 // generation and restarts, as resourceVersion also changes with every status.
-                let restarts: Vec<_> =
-                    item["status"]["containerStatuses"].as_array().into_iter().flatten().map(|c| &c["restartCount"]).collect();
-                all.push(format!("{kind} {} {} {} {restarts:?}", item["metadata"]["name"], item["metadata"]["uid"], item["metadata"]["generation"]));
+                let restarts: Vec<_> = item["status"]["containerStatuses"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(|c| &c["restartCount"])
+                    .collect();
+                all.push(format!(
+                    "{kind} {} {} {} {restarts:?}",
+                    item["metadata"]["name"], item["metadata"]["uid"], item["metadata"]["generation"]
+                ));
             }
         }
-        let machines = cluster.kprov(&["status", "--name", &cluster.name, "-o", "json"]).output()?;
-        let status: Value = serde_json::from_slice(&machines.stdout).context("`kprov status -o json` printed no JSON")?;
+        let machines = cluster
+            .kprov(&["status", "--name", &cluster.name, "-o", "json"])
+            .output()?;
+        let status: Value =
+            serde_json::from_slice(&machines.stdout).context("`kprov status -o json` printed no JSON")?;
         all.push(status["machines"].to_string());
         Ok(all)
     };
     let before = fingerprint()?;
     let start = Instant::now();
     cluster.up(payload, control_plane, workers)?;
-    ensure!(start.elapsed() < Duration::from_secs(60), "the second `up` took {:?}", start.elapsed());
+    ensure!(
+        start.elapsed() < Duration::from_mins(1),
+        "the second `up` took {:?}",
+        start.elapsed()
+    );
     let after = fingerprint()?;
-    ensure!(before == after, "the second `up` changed something:\n{before:#?}\n{after:#?}");
+    ensure!(
+        before == after,
+        "the second `up` changed something:\n{before:#?}\n{after:#?}"
+    );
     Ok(())
 }
 
@@ -230,7 +298,10 @@ fn hardened(kubectl: &Kubectl, payload: &Payload) -> Result<()> {
     }
     privileged_pods_are_refused(kubectl, payload)?;
     // Kubelet's serving certificates are signed: logs work with the API server verifying them.
-    kubectl.eventually(Duration::from_secs(60), &["logs", "-n", "kube-system", "ds/kube-proxy", "--tail=1"])?;
+    kubectl.eventually(
+        Duration::from_mins(1),
+        &["logs", "-n", "kube-system", "ds/kube-proxy", "--tail=1"],
+    )?;
     Ok(())
 }
 
@@ -245,7 +316,10 @@ fn privileged_pods_are_refused(kubectl: &Kubectl, payload: &Payload) -> Result<(
     });
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "privileged"}, "spec": spec});
     if payload.minor() >= 23 {
-        ensure!(kubectl.apply(&pod).is_err(), "a privileged pod was let into namespace default");
+        ensure!(
+            kubectl.apply(&pod).is_err(),
+            "a privileged pod was let into namespace default"
+        );
         return Ok(());
     }
     let labels = json!({"app": "privileged"});
@@ -255,7 +329,11 @@ fn privileged_pods_are_refused(kubectl: &Kubectl, payload: &Payload) -> Result<(
     }))?;
     let refused = wait_for("a refusal", Duration::from_secs(30), || {
         let set = kubectl.get(&["rs/privileged"])?;
-        ensure!(condition(&set, "ReplicaFailure") == Some("True"), "a privileged pod was let into namespace default: {}", set["status"]);
+        ensure!(
+            condition(&set, "ReplicaFailure") == Some("True"),
+            "a privileged pod was let into namespace default: {}",
+            set["status"]
+        );
         Ok(())
     });
     kubectl.run(&["delete", "rs/privileged"])?;
@@ -265,12 +343,23 @@ fn privileged_pods_are_refused(kubectl: &Kubectl, payload: &Payload) -> Result<(
 /// Pods on every machine reach each other by address and by Service; logs, exec and port-forward work; a ServiceAccount's
 /// token is accepted. The pods are etcds out of the payload, as there is no registry to pull anything else from.
 fn workloads(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload) -> Result<()> {
-    let out = cluster.kprov(&["status", "--name", &cluster.name, "-o", "json"]).output()?;
+    let out = cluster
+        .kprov(&["status", "--name", &cluster.name, "-o", "json"])
+        .output()?;
     let status: Value = serde_json::from_slice(&out.stdout)?;
-    let host = status["network"]["hostAddress"].as_str().context("status has no host address")?.to_owned();
+    let host = status["network"]["hostAddress"]
+        .as_str()
+        .context("status has no host address")?
+        .to_owned();
     // Workers have no etcd image yet: they pull it from the payload's own server.
     let mut server = cluster
-        .kprov(&["release", "serve", payload.dir.as_str(), "--listen", &format!("{host}:10202")])
+        .kprov(&[
+            "release",
+            "serve",
+            payload.dir.as_str(),
+            "--listen",
+            &format!("{host}:10202"),
+        ])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
@@ -305,19 +394,37 @@ fn workloads_served(kubectl: &Kubectl, payload: &Payload) -> Result<()> {
     });
     kubectl.apply(&set)?;
     kubectl.apply(&service)?;
-    kubectl.run(&["rollout", "status", "ds/echo", "--timeout=180s"]).or_else(|e| {
-        anyhow::bail!("{e:#}\n{}", kubectl.run(&["describe", "pods", "-l", "app=echo"]).unwrap_or_default())
-    })?;
+    kubectl
+        .run(&["rollout", "status", "ds/echo", "--timeout=180s"])
+        .or_else(|e| {
+            anyhow::bail!(
+                "{e:#}\n{}",
+                kubectl.run(&["describe", "pods", "-l", "app=echo"]).unwrap_or_default()
+            )
+        })?;
     let pods = kubectl.get(&["pods", "-l", "app=echo"])?;
     let service_address = kubectl.run(&["get", "svc", "echo", "-o", "jsonpath={.spec.clusterIP}"])?;
     for from in items(&pods) {
         let name = from["metadata"]["name"].as_str().context("a pod without a name")?;
-        let mut targets: Vec<String> =
-            items(&pods).filter_map(|p| p["status"]["podIP"].as_str()).map(|ip| format!("http://{ip}:2379")).collect();
+        let mut targets: Vec<String> = items(&pods)
+            .filter_map(|p| p["status"]["podIP"].as_str())
+            .map(|ip| format!("http://{ip}:2379"))
+            .collect();
         targets.push(format!("http://{service_address}:80"));
         for target in targets {
             kubectl
-                .eventually(Duration::from_secs(20), &["exec", name, "--", "/usr/local/bin/etcdctl", &format!("--endpoints={target}"), "endpoint", "health"])
+                .eventually(
+                    Duration::from_secs(20),
+                    &[
+                        "exec",
+                        name,
+                        "--",
+                        "/usr/local/bin/etcdctl",
+                        &format!("--endpoints={target}"),
+                        "endpoint",
+                        "health",
+                    ],
+                )
                 .with_context(|| format!("from {name} on {}", from["spec"]["nodeName"]))?;
         }
         kubectl.run(&["logs", name, "--tail=1"])?;
@@ -330,18 +437,32 @@ fn workloads_served(kubectl: &Kubectl, payload: &Payload) -> Result<()> {
 }
 
 fn port_forward(kubectl: &Kubectl, pod: &str) -> Result<()> {
-    let mut forward = kubectl.command(&["port-forward", pod, ":2379"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut forward = kubectl
+        .command(&["port-forward", pod, ":2379"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     let mut line = String::new();
     // Kept open until the end: kubectl writes more lines, and would die of nobody reading them.
     let mut stdout = BufReader::new(forward.stdout.take().context("no stdout")?);
     stdout.read_line(&mut line)?;
-    let port = line.split(':').nth(1).and_then(|r| r.split(' ').next()).unwrap_or_default().to_owned();
-    let reply = std::process::Command::new("curl").args(["-sf", &format!("http://127.0.0.1:{port}/version")]).output();
+    let port = line
+        .split(':')
+        .nth(1)
+        .and_then(|r| r.split(' ').next())
+        .unwrap_or_default()
+        .to_owned();
+    let reply = std::process::Command::new("curl")
+        .args(["-sf", &format!("http://127.0.0.1:{port}/version")])
+        .output();
     forward.kill()?;
     forward.wait()?;
     drop(stdout);
     let reply = reply?;
-    ensure!(reply.status.success() && String::from_utf8_lossy(&reply.stdout).contains("etcdserver"), "port-forward said `{line}`: {reply:?}");
+    ensure!(
+        reply.status.success() && String::from_utf8_lossy(&reply.stdout).contains("etcdserver"),
+        "port-forward said `{line}`: {reply:?}"
+    );
     Ok(())
 }
 
@@ -358,7 +479,10 @@ fn service_account(kubectl: &Kubectl) -> Result<()> {
         Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     };
     ensure!(code("/api")? == "200", "the token was not accepted");
-    ensure!(code("/api/v1/secrets")? == "403", "a default ServiceAccount may list Secrets");
+    ensure!(
+        code("/api/v1/secrets")? == "403",
+        "a default ServiceAccount may list Secrets"
+    );
     Ok(())
 }
 
@@ -368,7 +492,9 @@ fn mounted_token() -> Result<String> {
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if String::from_utf8_lossy(&line).contains("--data-dir=/tmp/data") {
-            let token = entry.path().join("root/var/run/secrets/kubernetes.io/serviceaccount/token");
+            let token = entry
+                .path()
+                .join("root/var/run/secrets/kubernetes.io/serviceaccount/token");
             return std::fs::read_to_string(&token).with_context(|| format!("no token at `{}`", token.display()));
         }
     }
@@ -381,12 +507,18 @@ fn power_cut(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload) -> Result<
     for machine in std::fs::read_dir(format!("/var/lib/kprov/local/{}/machines", cluster.name))?.flatten() {
         // The machine's first process: with it goes everything in its PID namespace, at once.
         let init: Value = serde_json::from_slice(&std::fs::read(machine.path().join("init.json"))?)?;
-        let killed = std::process::Command::new("kill").args(["-9", &init["pid"].to_string()]).status()?;
+        let killed = std::process::Command::new("kill")
+            .args(["-9", &init["pid"].to_string()])
+            .status()?;
         ensure!(killed.success(), "{init} could not be killed");
     }
     let start = Instant::now();
     cluster.up(payload, 1, 0)?;
-    eprintln!("Kubernetes {}: back from a power cut in {:.1} s", payload.version, start.elapsed().as_secs_f64());
+    eprintln!(
+        "Kubernetes {}: back from a power cut in {:.1} s",
+        payload.version,
+        start.elapsed().as_secs_f64()
+    );
     kubectl.run(&["get", "configmap", "survivor"])?;
     self_hosted(kubectl, payload, 1, 0)
 }

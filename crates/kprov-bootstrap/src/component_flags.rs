@@ -24,7 +24,11 @@ const WATCH_GRACE_SECONDS: u32 = 5;
 /// When the kubelet kills an API server that was told to stop: after all that, and time for requests that run. One that can't
 /// end watches by itself would wait for them until it's killed, so it gets no more than its requests need.
 pub(crate) fn apiserver_grace_seconds(features: &Features) -> u32 {
-    if features.shutdown_watch_grace { SHUTDOWN_DELAY_SECONDS + WATCH_GRACE_SECONDS + 15 } else { SHUTDOWN_DELAY_SECONDS + 10 }
+    if features.shutdown_watch_grace {
+        SHUTDOWN_DELAY_SECONDS + WATCH_GRACE_SECONDS + 15
+    } else {
+        SHUTDOWN_DELAY_SECONDS + 10
+    }
 }
 
 fn tls() -> [String; 2] {

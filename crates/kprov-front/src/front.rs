@@ -135,8 +135,16 @@ impl FrontState {
             .any(|backend| matches!(backend, Backend::Local { revision: r, .. } if r == revision))
     }
 
-    pub(crate) fn serves(&self, listener: &Listener) -> bool {
-        !candidates(listener.pool, self.ready(), 0).is_empty()
+    /// Whether the listener is to accept connections now.
+    pub(crate) fn opens(&self, listener: &Listener) -> bool {
+        let local = |backend: &Backend| matches!(backend, Backend::Local { .. });
+        match listener.when_empty {
+            WhenEmpty::Hold(_) => true,
+            WhenEmpty::CloseUnlessStarting(_) if self.backends.keys().any(local) => true,
+            WhenEmpty::CloseUnlessStarting(_) | WhenEmpty::Close => {
+                !candidates(listener.pool, self.ready(), 0).is_empty()
+            }
+        }
     }
 }
 
@@ -194,7 +202,7 @@ pub struct Front;
 impl Front {
     /// Starts a front on the current tokio runtime.
     ///
-    /// [`WhenEmpty::Hold`] listeners are bound when this returns; [`WhenEmpty::Close`] ones follow when a backend is
+    /// [`WhenEmpty::Hold`] listeners are bound when this returns; the others follow when a backend is
     /// ready. The process must ignore SIGPIPE, as Rust programs do by default.
     ///
     /// # Panics
@@ -215,7 +223,7 @@ impl Front {
             .transpose()
             .map_err(FrontError::Discovery)?;
         let bind = |listener: Listener| match listener.when_empty {
-            WhenEmpty::Close => Ok((listener, None)),
+            WhenEmpty::Close | WhenEmpty::CloseUnlessStarting(_) => Ok((listener, None)),
             WhenEmpty::Hold(_) => match socket::listen(listener.address) {
                 Ok(socket) => Ok((listener, Some(socket))),
                 Err(source) => Err(FrontError::Bind {

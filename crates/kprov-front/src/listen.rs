@@ -24,11 +24,11 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Serves one listener for ever.
 pub(crate) async fn serve_listener(shared: Arc<Shared>, listener: Listener, mut bound: Option<TcpListener>) {
     let mut state = shared.state.subscribe();
-    let closes = listener.when_empty == WhenEmpty::Close;
+    let closes = !matches!(listener.when_empty, WhenEmpty::Hold(_));
     loop {
-        if closes && !state.borrow_and_update().serves(&listener) {
+        if closes && !state.borrow_and_update().opens(&listener) {
             shared.set_listener(listener.address, ListenerState::Closed);
-            if state.wait_for(|state| state.serves(&listener)).await.is_err() {
+            if state.wait_for(|state| state.opens(&listener)).await.is_err() {
                 return;
             }
         }
@@ -44,7 +44,7 @@ pub(crate) async fn serve_listener(shared: Arc<Shared>, listener: Listener, mut 
         let emptied = async {
             if closes {
                 // The sender lives as long as this task: there is no other end than the condition's.
-                drop(state.wait_for(|state| !state.serves(&listener)).await);
+                drop(state.wait_for(|state| !state.opens(&listener)).await);
             } else {
                 std::future::pending::<()>().await;
             }
@@ -99,7 +99,7 @@ async fn serve(shared: Arc<Shared>, listener: Listener, client: TcpStream) {
 async fn connect(shared: &Shared, listener: Listener) -> Option<(Backend, TcpStream)> {
     let hold = match listener.when_empty {
         WhenEmpty::Close => ACCEPTED_HOLD,
-        WhenEmpty::Hold(hold) => hold,
+        WhenEmpty::Hold(hold) | WhenEmpty::CloseUnlessStarting(hold) => hold,
     };
     let deadline = tokio::time::Instant::now() + hold;
     let cursor = shared.cursor.fetch_add(1, Ordering::Relaxed);

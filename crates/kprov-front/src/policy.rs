@@ -55,6 +55,9 @@ pub enum Pool {
 pub enum WhenEmpty {
     /// It stops listening until one is, so that a load balancer's TCP check fails at once.
     Close,
+    /// It stops listening too, but not while a process of this machine listens that is not ready yet: then it is as with
+    /// [`WhenEmpty::Hold`].
+    CloseUnlessStarting(Duration),
     /// It accepts, waits this long for one to become ready, and then resets the connection. Zero resets at once.
     Hold(Duration),
 }
@@ -84,9 +87,14 @@ impl Listener {
     }
 
     /// 127.0.0.1 on a control-plane machine: this machine's revisions, then the other machines'.
+    ///
+    /// Clients are held only for an API server that is on its way. A kubelet that starts with pods from before its machine
+    /// was switched off asks for its Node before it starts anything, etcd included: client-go takes a refused connection for
+    /// an answer, but tries ten times again, in more than a minute, when it was held and then reset.
     pub fn control_plane_loopback() -> Self {
         Self {
             pool: Pool::LocalThenRemote,
+            when_empty: WhenEmpty::CloseUnlessStarting(Self::LOOPBACK_HOLD),
             ..Self::worker_loopback()
         }
     }

@@ -295,6 +295,35 @@ async fn a_machine_listener_closes_and_reopens() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_control_planes_loopback_refuses_until_a_backend_starts_and_then_waits_for_it() -> Result<()> {
+    let pki = Arc::new(Pki::new()?);
+    let (port, address) = (free_port(2), free_address());
+    let starting = WhenEmpty::CloseUnlessStarting(Duration::from_secs(20));
+    // A machine of which nothing is known says nothing of whether it starts.
+    let elsewhere = free_address();
+    let front = Front::start(with(
+        pki.front(Some(port), vec![elsewhere]),
+        vec![listener(address, Pool::LocalThenRemote, starting)],
+    ))?;
+    let is = |state: ListenerState| move |s: &kprov_front::FrontState| s.listeners.get(&address) == Some(&state);
+    until(&front, "closed", is(ListenerState::Closed)).await;
+    let refused = TcpStream::connect(address).await.map(drop).map_err(|e| e.kind());
+    assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+
+    let backend = TestBackend::start(&pki, revision_address(2, port), 500)?;
+    until(&front, "open", is(ListenerState::Open)).await;
+    let early = tokio::spawn({
+        let pki = Arc::clone(&pki);
+        async move { pki.who(address).await }
+    });
+    backend.set_status(200);
+    assert_eq!(early.await??, "127.64.0.2");
+    backend.kill().await;
+    until(&front, "closed again", is(ListenerState::Closed)).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_taken_address_is_an_error_or_waited_for() -> Result<()> {
     let pki = Pki::new()?;
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

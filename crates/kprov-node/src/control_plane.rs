@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use k8s_openapi::jiff;
 use kprov_bootstrap::manifests::{EtcdStart, ManifestError};
 use kprov_bootstrap::paths as kubernetes;
 use kprov_bootstrap::pki::PkiError;
@@ -70,7 +69,7 @@ pub struct ControlPlane {
 /// Writes all files of the control plane that are not as they should be; tells which.
 fn write_files(bundle: &Bundle, me: &Member) -> Result<Vec<String>, ControlPlaneError> {
     let existing = |path: &str| std::fs::read_to_string(path).ok();
-    let wanted = kprov_bootstrap::control_plane_files(bundle, me, &existing, jiff_now())?;
+    let wanted = kprov_bootstrap::control_plane_files(bundle, me, &existing, jiff::Timestamp::now())?;
     let mut written = Vec::new();
     for file in wanted {
         if files::write(Utf8Path::new(&file.path), file.content.as_bytes(), file.mode)? {
@@ -78,10 +77,6 @@ fn write_files(bundle: &Bundle, me: &Member) -> Result<Vec<String>, ControlPlane
         }
     }
     Ok(written)
-}
-
-fn jiff_now() -> jiff::Timestamp {
-    jiff::Timestamp::now()
 }
 
 impl ControlPlane {

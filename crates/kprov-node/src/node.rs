@@ -29,7 +29,7 @@ use crate::podnet::{self, PodNetworkSettings, PodNetworkStatus};
 use crate::release::{HostFiles, Installation};
 use crate::standby::Standby;
 use crate::status::Status;
-use crate::supervise::{self, Supervised};
+use crate::supervise::{self, Places, Supervised};
 use crate::{files, front, kubelet, paths};
 
 /// How long the setup endpoint tells that the machine is set up before it closes.
@@ -66,9 +66,10 @@ pub async fn run(config_path: &Utf8Path, stop: CancellationToken) -> anyhow::Res
     }
     // Before anything that takes time: clients wait for it when kprov-node is started again.
     let front = Arc::new(front::start(&machine).context("the front does not start")?);
+    let places = Places::default();
     // Kubelet first: without containerd it would take its pods for dead.
-    supervise::stop_stale("kubelet").await;
-    supervise::stop_stale("containerd").await;
+    supervise::stop_stale(&places, "kubelet").await;
+    supervise::stop_stale(&places, "containerd").await;
 
     let stored = machine.stored_bundle()?.map(Arc::new);
     if let Some(bundle) = &stored {
@@ -161,7 +162,7 @@ impl Node {
             files::write(&path, hosts.as_bytes(), 0o644)?;
         }
         files::make_directory(Utf8Path::new(paths::CNI_CONFIG), 0o755)?;
-        children.push(Supervised::start(containerd::child(directory))?);
+        children.push(Supervised::start(containerd::child(directory), Places::default())?);
         self.status.reach(SetupStep::Images);
         loop {
             match self.cri.ready().await {
@@ -197,7 +198,7 @@ impl Node {
         self.files.wait(&["kubelet"]).await;
         let spec = kubelet::prepare(&self.machine, &self.host, release, directory)?;
         kubelet::sweep_control_groups(Utf8Path::new("/sys/fs/cgroup"));
-        children.push(Supervised::start(spec)?);
+        children.push(Supervised::start(spec, Places::default())?);
         Ok(())
     }
 

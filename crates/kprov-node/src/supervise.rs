@@ -53,6 +53,30 @@ impl Backoff {
     }
 }
 
+/// Where supervision keeps its files.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The directory of logs.
+    pub logs: Utf8PathBuf,
+    /// The directory of process files.
+    pub run: Utf8PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            logs: paths::LOGS.into(),
+            run: paths::RUN.into(),
+        }
+    }
+}
+
+impl Places {
+    fn pid_file(&self, name: &str) -> Utf8PathBuf {
+        self.run.join(format!("{name}.pid"))
+    }
+}
+
 /// A program to keep running.
 #[derive(Clone, Debug)]
 pub struct ChildSpec {
@@ -75,15 +99,15 @@ pub struct Supervised {
 
 impl Supervised {
     /// Starts supervising.
-    pub fn start(spec: ChildSpec) -> Result<Self, FileError> {
-        let log = RotatingLog::open(Utf8Path::new(paths::LOGS).join(format!("{}.log", spec.name)))?;
+    pub fn start(spec: ChildSpec, places: Places) -> Result<Self, FileError> {
+        let log = RotatingLog::open(places.logs.join(format!("{}.log", spec.name)))?;
         let (reader, writer) = io::pipe().map_err(failed("make a pipe for", &log.path))?;
         let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(failed("make a pipe for", &log.path))?;
         let pump = tokio::spawn(pump(reader, log));
         let stop = CancellationToken::new();
         let stopping = stop.clone();
         let task = tokio::spawn(async move {
-            supervise(&spec, &writer, &stopping).await;
+            supervise(&spec, &places, &writer, &stopping).await;
             drop(writer);
             // What it said last is in the pipe still. Grandchildren may hold the other end open for as long as they run.
             let abort = pump.abort_handle();
@@ -103,11 +127,11 @@ impl Supervised {
     }
 }
 
-async fn supervise(spec: &ChildSpec, output: &io::PipeWriter, stop: &CancellationToken) {
+async fn supervise(spec: &ChildSpec, places: &Places, output: &io::PipeWriter, stop: &CancellationToken) {
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let started = Instant::now();
-        match spawn(spec, output) {
+        match spawn(spec, places, output) {
             Err(error) => tracing::error!(child = spec.name, program = %spec.program, %error, "cannot start"),
             Ok(mut child) => {
                 tracing::info!(child = spec.name, pid = child.id(), "started");
@@ -118,7 +142,7 @@ async fn supervise(spec: &ChildSpec, output: &io::PipeWriter, stop: &Cancellatio
                     },
                     () = stop.cancelled() => stop_child(spec.name, &mut child).await,
                 }
-                if let Err(error) = files::remove(&pid_file(spec.name)) {
+                if let Err(error) = files::remove(&places.pid_file(spec.name)) {
                     tracing::warn!(child = spec.name, %error, "the process file stays");
                 }
             }
@@ -132,7 +156,7 @@ async fn supervise(spec: &ChildSpec, output: &io::PipeWriter, stop: &Cancellatio
     }
 }
 
-fn spawn(spec: &ChildSpec, output: &io::PipeWriter) -> io::Result<Child> {
+fn spawn(spec: &ChildSpec, places: &Places, output: &io::PipeWriter) -> io::Result<Child> {
     let child = Command::new(&spec.program)
         .args(&spec.args)
         .envs(spec.env.iter().map(|(k, v)| (k, v)))
@@ -145,7 +169,11 @@ fn spawn(spec: &ChildSpec, output: &io::PipeWriter) -> io::Result<Child> {
         .spawn()?;
     if let Some(pid) = child.id()
         && let Some(started) = start_time(pid)
-        && let Err(error) = files::write(&pid_file(spec.name), format!("{pid} {started}\n").as_bytes(), 0o600)
+        && let Err(error) = files::write(
+            &places.pid_file(spec.name),
+            format!("{pid} {started}\n").as_bytes(),
+            0o600,
+        )
     {
         tracing::warn!(child = spec.name, %error, "no process file");
     }
@@ -170,10 +198,6 @@ async fn stop_child(name: &str, child: &mut Child) {
     }
 }
 
-fn pid_file(name: &str) -> Utf8PathBuf {
-    Utf8Path::new(paths::RUN).join(format!("{name}.pid"))
-}
-
 /// When a process started, in clock ticks since boot (proc(5), `/proc/pid/stat` field 22); tells a process from a later
 /// one with the same id.
 fn start_time(pid: u32) -> Option<u64> {
@@ -183,8 +207,8 @@ fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Stops what an earlier kprov-node left running under `name`.
-pub async fn stop_stale(name: &str) {
-    let file = pid_file(name);
+pub async fn stop_stale(places: &Places, name: &str) {
+    let file = places.pid_file(name);
     let Ok(text) = fs::read_to_string(&file) else { return };
     let mut words = text.split_whitespace().map(str::parse::<u64>);
     if let (Some(Ok(pid)), Some(Ok(started))) = (words.next(), words.next())
@@ -318,6 +342,77 @@ mod tests {
         assert_eq!(names, ["x.log", "x.log.1", "x.log.2"]);
         assert_eq!(fs::read_to_string(&path).unwrap(), "line 0009\n");
         assert_eq!(fs::read_to_string(format!("{path}.2")).unwrap(), "line 0007\n");
+    }
+
+    fn places() -> (tempfile::TempDir, Places) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let places = Places {
+            logs: root.join("log"),
+            run: root.join("run"),
+        };
+        (dir, places)
+    }
+
+    fn shell(script: &str) -> ChildSpec {
+        ChildSpec {
+            name: "child",
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: vec![("GREETING".into(), "hello".into())],
+        }
+    }
+
+    async fn until(what: &str, mut wanted: impl FnMut() -> bool) {
+        let waiting = async {
+            while !wanted() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting)
+            .await
+            .unwrap_or_else(|_| panic!("{what}"));
+    }
+
+    #[tokio::test]
+    async fn a_child_is_started_again_and_its_output_kept_to_the_last() {
+        let (_dir, places) = places();
+        let log = places.logs.join("child.log");
+        let read = || fs::read_to_string(&log).unwrap_or_default();
+        // It ends by itself twice, and then stays until it is told to stop.
+        let count = places.run.join("count");
+        files::make_directory(&places.run, 0o755).unwrap();
+        let script = format!(
+            "echo $GREETING; echo x >>{count}; [ $(wc -l <{count}) -lt 3 ] && exit 1; \
+             trap 'echo bye >&2; exit 0' TERM; while :; do sleep 0.05; done"
+        );
+        let child = Supervised::start(shell(&script), places.clone()).unwrap();
+        until("it runs for the third time", || read() == "hello\nhello\nhello\n").await;
+        until("the process file", || places.pid_file("child").exists()).await;
+        child.stop().await;
+        assert_eq!(read(), "hello\nhello\nhello\nbye\n");
+        assert!(!places.pid_file("child").exists());
+    }
+
+    #[tokio::test]
+    async fn what_an_earlier_supervisor_left_is_stopped_and_nothing_else() {
+        let (_dir, places) = places();
+        let mut left = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let (pid, started) = (left.id(), start_time(left.id()).unwrap());
+        let note = |started: u64| {
+            let text = format!("{pid} {started}\n");
+            files::write(&places.pid_file("child"), text.as_bytes(), 0o600).unwrap();
+        };
+        // Another process has the number since.
+        note(started - 1);
+        stop_stale(&places, "child").await;
+        assert!(left.try_wait().unwrap().is_none());
+        assert!(!places.pid_file("child").exists());
+
+        note(started);
+        let reaped = std::thread::spawn(move || left.wait().unwrap());
+        stop_stale(&places, "child").await;
+        assert!(!reaped.join().unwrap().success());
     }
 
     #[test]

@@ -88,7 +88,11 @@ pub struct ProviderNameError(String);
 impl FromStr for Provider {
     type Err = ProviderNameError;
     fn from_str(s: &str) -> Result<Self, ProviderNameError> {
-        Self::ALL.iter().copied().find(|p| p.as_str() == s).ok_or_else(|| ProviderNameError(s.to_owned()))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|p| p.as_str() == s)
+            .ok_or_else(|| ProviderNameError(s.to_owned()))
     }
 }
 
@@ -116,7 +120,11 @@ pub struct ControlPlane {
 
 impl Default for ControlPlane {
     fn default() -> Self {
-        Self { count: 1, etcd_disk_gib: 8, schedulable: None }
+        Self {
+            count: 1,
+            etcd_disk_gib: 8,
+            schedulable: None,
+        }
     }
 }
 
@@ -192,7 +200,10 @@ pub struct SpecError {
 }
 
 fn refuse<T>(path: &'static str, message: impl Into<String>) -> Result<T, SpecError> {
-    Err(SpecError { path, message: message.into() })
+    Err(SpecError {
+        path,
+        message: message.into(),
+    })
 }
 
 impl ClusterFile {
@@ -208,10 +219,24 @@ impl ClusterFile {
 
     /// Checks what the types alone cannot.
     pub fn validate(&self) -> Result<ClusterSpec, SpecError> {
-        let Self { api_version, kind, metadata, spec } = self;
-        let FileSpec { provider, kubernetes, control_plane, workers, network } = spec;
+        let Self {
+            api_version,
+            kind,
+            metadata,
+            spec,
+        } = self;
+        let FileSpec {
+            provider,
+            kubernetes,
+            control_plane,
+            workers,
+            network,
+        } = spec;
         if api_version != API_VERSION {
-            return refuse("apiVersion", format!("`{api_version}` is not known; expected `{API_VERSION}`"));
+            return refuse(
+                "apiVersion",
+                format!("`{api_version}` is not known; expected `{API_VERSION}`"),
+            );
         }
         if kind != "Cluster" {
             return refuse("kind", format!("`{kind}` is not known; expected `Cluster`"));
@@ -219,11 +244,17 @@ impl ClusterFile {
         if !matches!(control_plane.count, 1 | 3 | 5) {
             return refuse(
                 "spec.controlPlane.count",
-                format!("{} control-plane machines make no good etcd quorum; use 1, 3 or 5", control_plane.count),
+                format!(
+                    "{} control-plane machines make no good etcd quorum; use 1, 3 or 5",
+                    control_plane.count
+                ),
             );
         }
         if workers.count > 5000 {
-            return refuse("spec.workers.count", format!("{} is more than Kubernetes supports (5000)", workers.count));
+            return refuse(
+                "spec.workers.count",
+                format!("{} is more than Kubernetes supports (5000)", workers.count),
+            );
         }
         if control_plane.etcd_disk_gib == 0 {
             return refuse("spec.controlPlane.etcdDiskGib", "must be at least 1");
@@ -243,10 +274,18 @@ impl ClusterFile {
 }
 
 fn check_network(network: &NetworkSettings, machines: u32) -> Result<(), SpecError> {
-    let NetworkSettings { machines: machine_range, pods, services, dns_domain } = network;
+    let NetworkSettings {
+        machines: machine_range,
+        pods,
+        services,
+        dns_domain,
+    } = network;
     for (path, range) in [("spec.network.pods", pods), ("spec.network.services", services)] {
         if range.trunc() != *range {
-            return refuse(path, format!("`{range}` has host bits set; did you mean `{}`?", range.trunc()));
+            return refuse(
+                path,
+                format!("`{range}` has host bits set; did you mean `{}`?", range.trunc()),
+            );
         }
     }
     if !(8..=22).contains(&pods.prefix_len()) {
@@ -260,26 +299,44 @@ fn check_network(network: &NetworkSettings, machines: u32) -> Result<(), SpecErr
         );
     }
     if !(12..=24).contains(&services.prefix_len()) {
-        return refuse("spec.network.services", format!("`{services}` must be between a /12 and a /24"));
+        return refuse(
+            "spec.network.services",
+            format!("`{services}` must be between a /12 and a /24"),
+        );
     }
     if overlap(*pods, *services) {
-        return refuse("spec.network.services", format!("`{services}` overlaps the pods' range `{pods}`"));
+        return refuse(
+            "spec.network.services",
+            format!("`{services}` overlaps the pods' range `{pods}`"),
+        );
     }
     if let Some(range) = machine_range {
         if range.trunc() != *range {
-            return refuse("spec.network.machines", format!("`{range}` has host bits set; did you mean `{}`?", range.trunc()));
+            return refuse(
+                "spec.network.machines",
+                format!("`{range}` has host bits set; did you mean `{}`?", range.trunc()),
+            );
         }
         if !(16..=28).contains(&range.prefix_len()) {
-            return refuse("spec.network.machines", format!("`{range}` must be between a /16 and a /28"));
+            return refuse(
+                "spec.network.machines",
+                format!("`{range}` must be between a /16 and a /28"),
+            );
         }
         // The network's and the broadcast address, and one for the host or gateway.
         let room = (1_u32 << (32 - range.prefix_len())) - 3;
         if machines > room {
-            return refuse("spec.network.machines", format!("`{range}` has room for {room} machines, but there are {machines}"));
+            return refuse(
+                "spec.network.machines",
+                format!("`{range}` has room for {room} machines, but there are {machines}"),
+            );
         }
         for (other, what) in [(pods, "pods'"), (services, "Services'")] {
             if overlap(*range, *other) {
-                return refuse("spec.network.machines", format!("`{range}` overlaps the {what} range `{other}`"));
+                return refuse(
+                    "spec.network.machines",
+                    format!("`{range}` overlaps the {what} range `{other}`"),
+                );
             }
         }
         let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
@@ -287,7 +344,11 @@ fn check_network(network: &NetworkSettings, machines: u32) -> Result<(), SpecErr
             return refuse("spec.network.machines", format!("`{range}` is loopback"));
         }
     }
-    let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
     if !dns_domain.split('.').all(label) {
         return refuse("spec.network.dnsDomain", format!("`{dns_domain}` is not a DNS domain"));
     }
@@ -345,10 +406,18 @@ mod tests {
             ("spec.controlPlane.count", |f| f.spec.control_plane.count = 2),
             ("spec.workers.count", |f| f.spec.workers.count = 5001),
             ("spec.network.pods", |f| f.spec.workers.count = 300),
-            ("spec.network.pods", |f| f.spec.network.pods = "10.244.1.0/16".parse().unwrap()),
-            ("spec.network.services", |f| f.spec.network.services = "10.244.0.0/16".parse().unwrap()),
-            ("spec.network.machines", |f| f.spec.network.machines = Some("10.96.1.0/24".parse().unwrap())),
-            ("spec.network.machines", |f| f.spec.network.machines = Some("192.168.7.0/30".parse().unwrap())),
+            ("spec.network.pods", |f| {
+                f.spec.network.pods = "10.244.1.0/16".parse().unwrap()
+            }),
+            ("spec.network.services", |f| {
+                f.spec.network.services = "10.244.0.0/16".parse().unwrap()
+            }),
+            ("spec.network.machines", |f| {
+                f.spec.network.machines = Some("10.96.1.0/24".parse().unwrap())
+            }),
+            ("spec.network.machines", |f| {
+                f.spec.network.machines = Some("192.168.7.0/30".parse().unwrap())
+            }),
             ("spec.network.dnsDomain", |f| f.spec.network.dns_domain = "a..b".into()),
         ];
         for (path, edit) in cases {

@@ -38,14 +38,22 @@ fn check_label(name: &str, limit: usize) -> Result<(), NameError> {
     }
     let length = name.chars().count();
     if length > limit {
-        return Err(NameError::TooLong { name: name.to_owned(), length, limit });
+        return Err(NameError::TooLong {
+            name: name.to_owned(),
+            length,
+            limit,
+        });
     }
     let bytes = name.as_bytes();
     let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
     let label = bytes.iter().all(inner)
         && bytes.first().is_some_and(u8::is_ascii_lowercase)
         && bytes.last().is_some_and(|b| *b != b'-');
-    if label { Ok(()) } else { Err(NameError::NotALabel { name: name.to_owned() }) }
+    if label {
+        Ok(())
+    } else {
+        Err(NameError::NotALabel { name: name.to_owned() })
+    }
 }
 
 macro_rules! name_type {
@@ -122,7 +130,14 @@ mod tests {
         for bad in ["", "-a", "a-", "A", "a.b", "1a", "a_b", "ü", "a b"] {
             assert!(ClusterName::new(bad).is_err(), "{bad}");
         }
-        assert!(matches!(ClusterName::new("a".repeat(41)), Err(NameError::TooLong { length: 41, limit: 40, .. })));
+        assert!(matches!(
+            ClusterName::new("a".repeat(41)),
+            Err(NameError::TooLong {
+                length: 41,
+                limit: 40,
+                ..
+            })
+        ));
     }
 
     #[test]

@@ -123,7 +123,9 @@ pub struct SetupIdentity {
 
 impl fmt::Debug for SetupIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SetupIdentity").field("client_fingerprint", &self.client_fingerprint).finish_non_exhaustive()
+        f.debug_struct("SetupIdentity")
+            .field("client_fingerprint", &self.client_fingerprint)
+            .finish_non_exhaustive()
     }
 }
 

@@ -33,7 +33,12 @@ impl Digest {
     /// From the hash itself.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
-        Self("sha256:".chars().chain(bytes.into_iter().flat_map(|b| [digit(b >> 4), digit(b & 15)])).collect())
+        Self(
+            "sha256:"
+                .chars()
+                .chain(bytes.into_iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]))
+                .collect(),
+        )
     }
 
     /// The 64 hexadecimal digits alone.
@@ -59,7 +64,11 @@ impl FromStr for Digest {
         let good = text
             .strip_prefix("sha256:")
             .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
-        if good { Ok(Self(text.to_owned())) } else { Err(DigestError { text: text.to_owned() }) }
+        if good {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(DigestError { text: text.to_owned() })
+        }
     }
 }
 
@@ -276,7 +285,10 @@ mod tests {
         };
         assert_eq!(image.repository(), "localhost:5000/kube-proxy");
         assert_eq!(image.registry(), "localhost:5000");
-        let tagged = ReleaseImage { reference: "localhost:5000/a/b:v1".into(), ..image };
+        let tagged = ReleaseImage {
+            reference: "localhost:5000/a/b:v1".into(),
+            ..image
+        };
         assert_eq!(tagged.repository(), "localhost:5000/a/b");
     }
 }

@@ -32,7 +32,10 @@ pub struct Minor {
 impl KubernetesVersion {
     /// The minor release line this version belongs to.
     pub fn minor(&self) -> Minor {
-        Minor { major: self.0.major, minor: self.0.minor }
+        Minor {
+            major: self.0.major,
+            minor: self.0.minor,
+        }
     }
 
     /// The version as its tag, with the `v` that Kubernetes' own tools print.
@@ -64,7 +67,9 @@ impl FromStr for KubernetesVersion {
     type Err = VersionError;
     fn from_str(text: &str) -> Result<Self, VersionError> {
         let trimmed = text.strip_prefix('v').unwrap_or(text);
-        semver::Version::parse(trimmed).map(Self).map_err(|_| VersionError { text: text.to_owned() })
+        semver::Version::parse(trimmed)
+            .map(Self)
+            .map_err(|_| VersionError { text: text.to_owned() })
     }
 }
 

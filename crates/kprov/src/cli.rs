@@ -10,7 +10,13 @@ use kprov_types::{ClusterName, KubernetesVersion};
 /// `kprov up` makes machines, network and disks and ends in a running self-hosted cluster. Run again, it makes only what
 /// is missing.
 #[derive(Debug, Parser)]
-#[command(name = "kprov", version, propagate_version = true, arg_required_else_help = true, max_term_width = 110)]
+#[command(
+    name = "kprov",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -24,10 +30,25 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// How results are printed on stdout.
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Output")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        help_heading = "Output"
+    )]
     pub output: Output,
     /// How progress is shown on stderr.
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "HOW", help_heading = "Output")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "HOW",
+        help_heading = "Output"
+    )]
     pub progress: Progress,
     /// Show no progress; the same as `--progress none`.
     #[arg(long, global = true, help_heading = "Output")]

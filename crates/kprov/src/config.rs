@@ -22,8 +22,20 @@ pub(crate) struct Wanted {
 
 /// Reads the cluster file if one is given, puts the flags on top, and checks the whole. `known` is what an earlier `up` of
 /// this name kept, and serves as the base where no file is given.
-pub(crate) fn load(args: &ClusterArgs, known: impl FnOnce(&kprov_types::ClusterName) -> Option<(ClusterFile, Option<Utf8PathBuf>)>) -> Result<Wanted> {
-    let ClusterArgs { file: path, name, provider, kubernetes, control_plane, workers, release, network } = args;
+pub(crate) fn load(
+    args: &ClusterArgs,
+    known: impl FnOnce(&kprov_types::ClusterName) -> Option<(ClusterFile, Option<Utf8PathBuf>)>,
+) -> Result<Wanted> {
+    let ClusterArgs {
+        file: path,
+        name,
+        provider,
+        kubernetes,
+        control_plane,
+        workers,
+        release,
+        network,
+    } = args;
     let (mut file, mut base_release) = match (path, name) {
         (Some(path), _) => {
             let file = read(path)?;
@@ -61,16 +73,25 @@ pub(crate) fn load(args: &ClusterArgs, known: impl FnOnce(&kprov_types::ClusterN
         base_release = Some(v.clone());
     }
     let checked = file.validate().or_hint(
-        path.as_ref().map_or_else(|| "the cluster asked for can't be made".to_owned(), |p| format!("`{p}` can't be used")),
+        path.as_ref().map_or_else(
+            || "the cluster asked for can't be made".to_owned(),
+            |p| format!("`{p}` can't be used"),
+        ),
         "`kprov schema` prints what a cluster file may say",
     )?;
-    Ok(Wanted { file, spec: checked, release: base_release })
+    Ok(Wanted {
+        file,
+        spec: checked,
+        release: base_release,
+    })
 }
 
 fn read(path: &Utf8Path) -> Result<ClusterFile> {
     let text = if path == "-" {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).or_hint("can't read the cluster file from stdin", "it must be UTF-8 text")?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .or_hint("can't read the cluster file from stdin", "it must be UTF-8 text")?;
         text
     } else {
         std::fs::read_to_string(path).or_hint(format!("can't read the cluster file `{path}`"), "check the path")?
@@ -81,9 +102,20 @@ fn read(path: &Utf8Path) -> Result<ClusterFile> {
 /// Parses a cluster file; errors name the file, the line and column, and the field.
 pub(crate) fn parse(name: &str, text: &str) -> Result<ClusterFile> {
     serde_saphyr::from_str(text).map_err(|e| {
-        let place = e.location().map_or_else(String::new, |l| format!(":{}:{}", l.line(), l.column()));
-        anyhow::anyhow!("{}", e.to_string().lines().next().unwrap_or_default().to_owned())
-            .context(UserError::new(format!("`{name}{place}` is not a cluster file")).hint("`kprov schema` prints what a cluster file may say"))
+        let place = e
+            .location()
+            .map_or_else(String::new, |l| format!(":{}:{}", l.line(), l.column()));
+        let text = e.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        // The place stands before it already.
+        let message = first
+            .strip_prefix("error: line ")
+            .and_then(|r| r.split_once(": "))
+            .map_or(first, |(_, m)| m);
+        anyhow::anyhow!("{message}").context(
+            UserError::new(format!("`{name}{place}` is not a cluster file"))
+                .hint("`kprov schema` prints what a cluster file may say"),
+        )
     })
 }
 
@@ -102,7 +134,9 @@ mod tests {
         let shown = render(&parse("c.yaml", "kind: [").unwrap_err());
         assert!(shown.contains("`c.yaml:"), "{shown}");
 
-        let text = text.replace("controlPlan:", "controlPlane:").replace("count: 1", "count: many");
+        let text = text
+            .replace("controlPlan:", "controlPlane:")
+            .replace("count: 1", "count: many");
         let shown = render(&parse("c.yaml", &text).unwrap_err());
         assert!(shown.contains("`c.yaml:7:"), "{shown}");
     }

@@ -14,7 +14,10 @@ pub(crate) struct UserError {
 impl UserError {
     /// An error with no hint yet.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self {
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// Adds what to do.
@@ -49,7 +52,8 @@ impl<T, E: Into<anyhow::Error>> OrHint<T> for Result<T, E> {
 pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     let fixable = error.chain().any(|e| {
         e.is::<UserError>()
-            || e.downcast_ref::<ProviderError>().is_some_and(|p| p.advice == Advice::Never)
+            || e.downcast_ref::<ProviderError>()
+                .is_some_and(|p| p.advice == Advice::Never)
     }) || error.downcast_ref::<UserError>().is_some();
     if fixable { 1 } else { 2 }
 }
@@ -66,13 +70,16 @@ pub(crate) fn render(error: &anyhow::Error) -> String {
         }
         last = text;
     }
-    let hint = error.downcast_ref::<UserError>().and_then(|u| u.hint.clone()).or_else(|| {
-        error.chain().find_map(|e| {
-            e.downcast_ref::<UserError>()
-                .and_then(|u| u.hint.clone())
-                .or_else(|| e.downcast_ref::<ProviderError>().and_then(|p| p.hint.clone()))
-        })
-    });
+    let hint = error
+        .downcast_ref::<UserError>()
+        .and_then(|u| u.hint.clone())
+        .or_else(|| {
+            error.chain().find_map(|e| {
+                e.downcast_ref::<UserError>()
+                    .and_then(|u| u.hint.clone())
+                    .or_else(|| e.downcast_ref::<ProviderError>().and_then(|p| p.hint.clone()))
+            })
+        });
     if let Some(hint) = hint {
         let _ = write!(out, "\nhint: {hint}\n");
     }
@@ -87,7 +94,10 @@ mod tests {
     #[test]
     fn renders_chain_then_hint() {
         let io = std::io::Error::new(std::io::ErrorKind::NotFound, "no such file");
-        let error = Err::<(), _>(io).or_hint("can't read `a.yaml`", "check the path").context("can't start").unwrap_err();
+        let error = Err::<(), _>(io)
+            .or_hint("can't read `a.yaml`", "check the path")
+            .context("can't start")
+            .unwrap_err();
         assert_eq!(
             render(&error),
             "error: can't start\n  caused by: can't read `a.yaml`\n  caused by: no such file\n\nhint: check the path\n"

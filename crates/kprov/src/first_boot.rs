@@ -25,9 +25,9 @@ pub(crate) fn script(config: &NodeConfig, binary: &Digest) -> Result<FirstBoot, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kprov_types::ClusterName;
     use kprov_types::machine::{Endpoint, Role};
     use kprov_types::node::{JoinToken, NodeNetwork, ReleaseSource};
-    use kprov_types::ClusterName;
 
     #[test]
     fn the_script_is_shell_and_fits_user_data() {
@@ -35,10 +35,19 @@ mod tests {
             cluster: ClusterName::new("demo").unwrap(),
             machine: None,
             role: Role::Worker,
-            endpoint: Endpoint { host: "10.0.0.1".into(), port: 6443 },
+            endpoint: Endpoint {
+                host: "10.0.0.1".into(),
+                port: 6443,
+            },
             ca: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into(),
-            release: ReleaseSource { urls: vec!["http://10.0.0.1:10202".into()], digest: Digest::from_hex(&"0".repeat(64)).unwrap() },
-            join_token: Some(JoinToken { id: "abcdef".into(), secret: "0123456789abcdef".into() }),
+            release: ReleaseSource {
+                urls: vec!["http://10.0.0.1:10202".into()],
+                digest: Digest::from_hex(&"0".repeat(64)).unwrap(),
+            },
+            join_token: Some(JoinToken {
+                id: "abcdef".into(),
+                secret: "0123456789abcdef".into(),
+            }),
             setup: None,
             data: None,
             network: NodeNetwork {
@@ -55,6 +64,13 @@ mod tests {
         assert!(text.len() < 16 * 1024);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &text).unwrap();
-        assert!(std::process::Command::new("sh").arg("-n").arg(file.path()).status().unwrap().success());
+        assert!(
+            std::process::Command::new("sh")
+                .arg("-n")
+                .arg(file.path())
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 }

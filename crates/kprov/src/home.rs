@@ -13,8 +13,8 @@ use kprov_types::cluster::ClusterFile;
 use kprov_types::node::{ClusterSecrets, JoinToken, KeyPairPem, SetupIdentity};
 use kprov_types::{ClusterName, Digest, KubernetesVersion};
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::{OrHint as _, UserError};
 
@@ -57,12 +57,16 @@ impl Home {
     /// The directory given, else `~/.kprov`.
     pub(crate) fn open(given: Option<&Utf8Path>) -> Result<Self> {
         if let Some(dir) = given {
-            return Ok(Self(camino::absolute_utf8(dir).with_context(|| format!("can't make `{dir}` absolute"))?));
+            return Ok(Self(
+                camino::absolute_utf8(dir).with_context(|| format!("can't make `{dir}` absolute"))?,
+            ));
         }
         let home = std::env::home_dir().and_then(|p| Utf8PathBuf::from_path_buf(p).ok());
         match home {
             Some(home) if !home.as_str().is_empty() => Ok(Self(home.join(".kprov"))),
-            _ => Err(UserError::new("can't tell your home directory").hint("set HOME, or give `--home DIR`").into()),
+            _ => Err(UserError::new("can't tell your home directory")
+                .hint("set HOME, or give `--home DIR`")
+                .into()),
         }
     }
 
@@ -99,7 +103,10 @@ impl Home {
 
     /// One cluster's part.
     pub(crate) fn cluster(&self, name: &ClusterName) -> ClusterHome {
-        ClusterHome { dir: self.0.join("clusters").join(name.as_str()), name: name.clone() }
+        ClusterHome {
+            dir: self.0.join("clusters").join(name.as_str()),
+            name: name.clone(),
+        }
     }
 
     /// The cluster meant: the one named, or the only one there is.
@@ -110,11 +117,13 @@ impl Home {
         let mut names = self.clusters()?;
         match (names.pop(), names.len()) {
             (Some(only), 0) => Ok(self.cluster(&only)),
-            (None, _) => Err(UserError::new("no cluster is known here").hint("make one with `kprov up --name NAME`").into()),
+            (None, _) => Err(UserError::new("no cluster is known here")
+                .hint("make one with `kprov up --name NAME`")
+                .into()),
             (Some(last), _) => {
                 names.push(last);
-                let list = names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-                Err(UserError::new(format!("more than one cluster is known here: {list}"))
+                let all = names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+                Err(UserError::new(format!("more than one cluster is known here: {all}"))
                     .hint("say which one with `--name NAME`")
                     .into())
             }
@@ -156,15 +165,17 @@ impl ClusterHome {
             .mode(0o600)
             .open(&path)
             .with_context(|| format!("can't open `{path}`"))?;
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map(ClusterLock).map_err(|(_, errno)| {
-            if errno == nix::errno::Errno::EWOULDBLOCK {
-                UserError::new(format!("another kprov is at work on cluster `{}`", self.name))
-                    .hint("wait until it has ended, or end it, and try again")
-                    .into()
-            } else {
-                anyhow::Error::from(errno).context(format!("can't lock `{path}`"))
-            }
-        })
+        Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map(ClusterLock)
+            .map_err(|(_, errno)| {
+                if errno == nix::errno::Errno::EWOULDBLOCK {
+                    UserError::new(format!("another kprov is at work on cluster `{}`", self.name))
+                        .hint("wait until it has ended, or end it, and try again")
+                        .into()
+                } else {
+                    anyhow::Error::from(errno).context(format!("can't lock `{path}`"))
+                }
+            })
     }
 
     /// What was asked for, if anything is kept.
@@ -195,7 +206,9 @@ impl ClusterHome {
     /// Forgets everything about the cluster.
     pub(crate) fn forget(&self) -> Result<()> {
         match fs::remove_dir_all(&self.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("can't remove `{}`", self.dir)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("can't remove `{}`", self.dir))
+            }
             _ => {
                 // The parents go too when nothing else is in them, so that `down` leaves nothing behind.
                 if let Some(clusters) = self.dir.parent() {
@@ -210,18 +223,23 @@ impl ClusterHome {
     }
 
     fn make_dir(&self) -> Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).or_hint(
-            format!("can't make `{}`", self.dir),
-            "this is where the cluster's secrets are kept; give another place with `--home DIR`",
-        )
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .or_hint(
+                format!("can't make `{}`", self.dir),
+                "this is where the cluster's secrets are kept; give another place with `--home DIR`",
+            )
     }
 
     fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>> {
         let path = self.dir.join(file);
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .or_hint(format!("`{path}` is damaged"), "put it back from a backup, or remove the cluster by `kprov down`"),
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).or_hint(
+                format!("`{path}` is damaged"),
+                "put it back from a backup, or remove the cluster by `kprov down`",
+            ),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).with_context(|| format!("can't read `{path}`")),
         }
@@ -240,14 +258,20 @@ impl ClusterHome {
 /// Replaces a file in one step; readable by its owner alone.
 pub(crate) fn write_private(path: &Utf8Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
-        let dir = path.parent().filter(|d| !d.as_str().is_empty()).unwrap_or(Utf8Path::new("."));
+        let dir = path
+            .parent()
+            .filter(|d| !d.as_str().is_empty())
+            .unwrap_or(Utf8Path::new("."));
         let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
         temporary.write_all(bytes)?;
         temporary.as_file().sync_all()?;
         temporary.persist(path)?;
         Ok(())
     };
-    write().or_hint(format!("can't write `{path}`"), "check that there is space on the disk and that you may write there")
+    write().or_hint(
+        format!("can't write `{path}`"),
+        "check that there is space on the disk and that you may write there",
+    )
 }
 
 #[cfg(test)]
@@ -293,7 +317,10 @@ mod tests {
         let (_dir, home) = home();
         let cluster = home.cluster(&ClusterName::new("a").unwrap());
         cluster.keep_kubeconfig("x").unwrap();
-        assert_eq!(fs::metadata(cluster.kubeconfig()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(cluster.kubeconfig()).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(fs::metadata(cluster.dir()).unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

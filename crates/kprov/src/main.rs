@@ -39,8 +39,14 @@ fn trace(verbose: u8) {
     let default = match verbose {
         0 => "warn,kube_client=off",
         1 => "warn,kube_client=off,kprov=info,kprov_provider_local=info,kprov_provision=info,kprov_bootstrap=info",
-        _ => "info,kube_client=warn,kprov=debug,kprov_provider_local=debug,kprov_provision=debug,kprov_bootstrap=debug,kprov_front=debug",
+        _ => {
+            "info,kube_client=warn,kprov=debug,kprov_provider_local=debug,kprov_provision=debug,kprov_bootstrap=debug,kprov_front=debug"
+        }
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
 }

@@ -28,7 +28,9 @@ pub(crate) fn raw(text: &str) -> Result<()> {
 /// A table without borders, as kubectl prints them.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(header.iter().map(|h| h.to_uppercase()));
+    table
+        .load_style(comfy_table::presets::NOTHING)
+        .set_header(header.iter().map(|h| h.to_uppercase()));
     for row in rows {
         table.add_row(row);
     }

@@ -61,7 +61,8 @@ struct Track {
 #[serde(rename_all = "camelCase")]
 struct Event<'a> {
     schema_version: u32,
-    event: &'a str,
+    #[serde(rename = "event")]
+    what: &'a str,
     track: &'a str,
     step: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,7 +80,11 @@ impl Reporter {
             (_, Progress::Auto) if live => Mode::Live(MultiProgress::new()),
             (_, Progress::Plain | Progress::Auto) => Mode::Plain,
         };
-        Self(Arc::new(Inner { mode, start: Instant::now(), state: Mutex::default() }))
+        Self(Arc::new(Inner {
+            mode,
+            start: Instant::now(),
+            state: Mutex::default(),
+        }))
     }
 
     /// Time since the command began.
@@ -95,7 +100,14 @@ impl Reporter {
         }
         self.close(&mut state, track);
         let bar = self.bar(track, step);
-        state.tracks.insert(track.to_owned(), Track { step: step.to_owned(), since: Instant::now(), bar });
+        state.tracks.insert(
+            track.to_owned(),
+            Track {
+                step: step.to_owned(),
+                since: Instant::now(),
+                bar,
+            },
+        );
         self.emit("started", track, step, None);
     }
 
@@ -153,7 +165,9 @@ impl Reporter {
     }
 
     fn close(&self, state: &mut State, track: &str) {
-        let Some(Track { step, since, bar }) = state.tracks.remove(track) else { return };
+        let Some(Track { step, since, bar }) = state.tracks.remove(track) else {
+            return;
+        };
         let took = since.elapsed();
         state.timings.push(Timing {
             track: track.to_owned(),
@@ -164,7 +178,12 @@ impl Reporter {
         if let Some(bar) = bar {
             bar.finish_and_clear();
             if let Mode::Live(multi) = &self.0.mode {
-                let line = format!("{} {} {}", "✔".green(), label(track, &step), format!("{:.1} s", took.as_secs_f64()).dimmed());
+                let line = format!(
+                    "{} {} {}",
+                    "✔".green(),
+                    label(track, &step),
+                    format!("{:.1} s", took.as_secs_f64()).dimmed()
+                );
                 let _ = multi.println(line);
             }
         }
@@ -176,7 +195,11 @@ impl Reporter {
         let bar = multi.add(ProgressBar::new_spinner());
         let style = ProgressStyle::with_template("{spinner:.cyan} {prefix} {msg} {elapsed:.dim}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        bar.set_prefix(if track.is_empty() { String::new() } else { format!("{track:<16}") });
+        bar.set_prefix(if track.is_empty() {
+            String::new()
+        } else {
+            format!("{track:<16}")
+        });
         bar.set_message(step.to_owned());
         bar.enable_steady_tick(Duration::from_millis(120));
         Some(bar)
@@ -195,7 +218,14 @@ impl Reporter {
                 let _ = writeln!(anstream::stderr(), "[{elapsed:7.1} s] {text}");
             }
             Mode::Json => {
-                let event = Event { schema_version: 1, event, track, step, message, elapsed_seconds: elapsed };
+                let event = Event {
+                    schema_version: 1,
+                    what: event,
+                    track,
+                    step,
+                    message,
+                    elapsed_seconds: elapsed,
+                };
                 if let Ok(line) = serde_json::to_string(&event) {
                     let _ = writeln!(std::io::stderr(), "{line}");
                 }
@@ -205,7 +235,11 @@ impl Reporter {
 }
 
 fn label(track: &str, step: &str) -> String {
-    if track.is_empty() { step.to_owned() } else { format!("{track}: {step}") }
+    if track.is_empty() {
+        step.to_owned()
+    } else {
+        format!("{track}: {step}")
+    }
 }
 
 #[cfg(test)]
@@ -228,6 +262,12 @@ mod tests {
         reporter.step("m", "booting");
         reporter.done("");
         let steps: Vec<_> = reporter.timings().into_iter().map(|t| (t.track, t.step)).collect();
-        assert_eq!(steps, [(String::new(), "network".into()), (String::new(), "machines".to_owned())]);
+        assert_eq!(
+            steps,
+            [
+                (String::new(), "network".into()),
+                (String::new(), "machines".to_owned())
+            ]
+        );
     }
 }

@@ -33,13 +33,20 @@ impl SetupClient {
     /// `server_certificate` is the one certificate (PEM) that is accepted, `client` what this side shows.
     pub(crate) fn new(address: IpAddr, server_certificate: &str, client: &KeyPairPem) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let pinned = CertificateDer::from_pem_slice(server_certificate.as_bytes()).context("the machine's certificate is damaged")?;
-        let chain = vec![CertificateDer::from_pem_slice(client.certificate.as_bytes()).context("the setup certificate is damaged")?];
+        let pinned = CertificateDer::from_pem_slice(server_certificate.as_bytes())
+            .context("the machine's certificate is damaged")?;
+        let chain = vec![
+            CertificateDer::from_pem_slice(client.certificate.as_bytes())
+                .context("the setup certificate is damaged")?,
+        ];
         let key = PrivateKeyDer::from_pem_slice(client.key.as_bytes()).context("the setup key is damaged")?;
         let tls = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Pinned { certificate: pinned, provider }))
+            .with_custom_certificate_verifier(Arc::new(Pinned {
+                certificate: pinned,
+                provider,
+            }))
             .with_client_auth_cert(chain, key)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
@@ -51,18 +58,35 @@ impl SetupClient {
             IpAddr::V4(a) => a.to_string(),
             IpAddr::V6(a) => format!("[{a}]"),
         };
-        Ok(Self { http, base: format!("https://{host}:{}", ports::NODE_SETUP) })
+        Ok(Self {
+            http,
+            base: format!("https://{host}:{}", ports::NODE_SETUP),
+        })
     }
 
     /// Where the machine stands.
     pub(crate) async fn status(&self) -> Result<SetupStatus> {
-        Ok(self.http.get(format!("{}/v1/status", self.base)).send().await?.error_for_status()?.json().await?)
+        Ok(self
+            .http
+            .get(format!("{}/v1/status", self.base))
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?)
     }
 
     /// Hands over the bundle; doing it again with the same one changes nothing.
     pub(crate) async fn deliver(&self, bundle: &Bundle) -> Result<Delivery> {
-        let reply = self.http.put(format!("{}/v1/bundle", self.base)).json(bundle).send().await?;
-        if reply.status() == reqwest::StatusCode::CONFLICT || reply.status() == reqwest::StatusCode::UNPROCESSABLE_ENTITY {
+        let reply = self
+            .http
+            .put(format!("{}/v1/bundle", self.base))
+            .json(bundle)
+            .send()
+            .await?;
+        if reply.status() == reqwest::StatusCode::CONFLICT
+            || reply.status() == reqwest::StatusCode::UNPROCESSABLE_ENTITY
+        {
             return Ok(Delivery::Refused(reply.text().await.unwrap_or_default()));
         }
         reply.error_for_status()?;
@@ -89,7 +113,9 @@ impl ServerCertVerifier for Pinned {
         if *end_entity == self.certificate {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+            Err(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::UnknownIssuer,
+            ))
         }
     }
 

@@ -17,9 +17,19 @@ pub(crate) enum What {
 
 pub(crate) fn run(what: What) -> Result<()> {
     match what {
-        What::Front => execute(crate::run::cargo().env("CARGO_TARGET_DIR", crate::cache::target()?).args([
-            "run", "--locked", "--release", "-p", "kprov-front", "--example", "front-bench",
-        ])),
+        What::Front => execute(
+            crate::run::cargo()
+                .env("CARGO_TARGET_DIR", crate::cache::target()?)
+                .args([
+                    "run",
+                    "--locked",
+                    "--release",
+                    "-p",
+                    "kprov-front",
+                    "--example",
+                    "front-bench",
+                ]),
+        ),
         What::Up => {
             payload::host_packages()?;
             let programs = Programs::build(true)?;
@@ -28,13 +38,26 @@ pub(crate) fn run(what: What) -> Result<()> {
                 let result = execute(
                     programs
                         .kprov()
-                        .args(["up", "--provider", "local", "--name", "bench", "--timings", "--progress", "none"])
+                        .args([
+                            "up",
+                            "--provider",
+                            "local",
+                            "--name",
+                            "bench",
+                            "--timings",
+                            "--progress",
+                            "none",
+                        ])
                         .args(["--control-plane", control_plane, "--workers", workers, "--release"])
                         .arg(&payload.dir)
                         .arg("--release-key")
                         .arg(&payload.key),
                 );
-                execute(programs.kprov().args(["down", "--name", "bench", "--yes", "--progress", "none"]))?;
+                execute(
+                    programs
+                        .kprov()
+                        .args(["down", "--name", "bench", "--yes", "--progress", "none"]),
+                )?;
                 result?;
             }
             Ok(())

@@ -17,10 +17,21 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     if !nix_is_root()? {
-        bail!("these packages are missing and only root can install them: {}", missing.join(" "));
+        bail!(
+            "these packages are missing and only root can install them: {}",
+            missing.join(" ")
+        );
     }
-    if Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().is_err() {
-        bail!("this is no Debian; install what these packages have, then try again: {}", missing.join(" "));
+    if Command::new("apt-get")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_err()
+    {
+        bail!(
+            "this is no Debian; install what these packages have, then try again: {}",
+            missing.join(" ")
+        );
     }
     run(Command::new("apt-get").args(["update", "-q"]))?;
     run(Command::new("apt-get")
@@ -52,7 +63,11 @@ impl Apt {
         for path in machine_sources()? {
             let text = std::fs::read_to_string(&path).with_context(|| format!("can't read `{path}`"))?;
             let name = path.file_name().unwrap_or("sources.list");
-            let with_sources = if name.ends_with(".sources") { deb822_sources(&text) } else { one_line_sources(&text) };
+            let with_sources = if name.ends_with(".sources") {
+                deb822_sources(&text)
+            } else {
+                one_line_sources(&text)
+            };
             if !with_sources.trim().is_empty() {
                 std::fs::write(dir.join("parts").join(name), with_sources)?;
                 found = true;
@@ -86,7 +101,11 @@ impl Apt {
         let debs = self.dir.join("debs");
         std::fs::create_dir_all(&debs)?;
         std::fs::create_dir_all(root)?;
-        run(self.command("apt-get").current_dir(&debs).args(["download", "-q"]).args(packages))?;
+        run(self
+            .command("apt-get")
+            .current_dir(&debs)
+            .args(["download", "-q"])
+            .args(packages))?;
         for entry in debs.read_dir_utf8()? {
             let path = entry?.into_path();
             let name = path.file_name().unwrap_or_default();
@@ -101,7 +120,10 @@ impl Apt {
     /// Downloads and unpacks a source package into `dir/<package>`.
     pub(crate) fn source(&self, package: &str, dir: &Utf8Path) -> Result<Utf8PathBuf> {
         std::fs::create_dir_all(dir)?;
-        run(self.command("apt-get").current_dir(dir).args(["source", "-q", "--download-only", package]))?;
+        run(self
+            .command("apt-get")
+            .current_dir(dir)
+            .args(["source", "-q", "--download-only", package]))?;
         let dsc = dir
             .read_dir_utf8()?
             .filter_map(Result::ok)
@@ -113,7 +135,11 @@ impl Apt {
             std::fs::remove_dir_all(&out)?;
         }
         // apt-get has checked the files against the signed lists; dpkg-source would need the uploader's key.
-        run(Command::new("dpkg-source").current_dir(dir).args(["--no-check", "-x"]).arg(&dsc).arg(&out))?;
+        run(Command::new("dpkg-source")
+            .current_dir(dir)
+            .args(["--no-check", "-x"])
+            .arg(&dsc)
+            .arg(&out))?;
         Ok(out)
     }
 }
@@ -141,7 +167,11 @@ fn deb822_sources(text: &str) -> String {
     text.lines()
         .map(|line| {
             let types = line.strip_prefix("Types:").map(str::trim);
-            if types == Some("deb") { "Types: deb deb-src\n".to_owned() } else { format!("{line}\n") }
+            if types == Some("deb") {
+                "Types: deb deb-src\n".to_owned()
+            } else {
+                format!("{line}\n")
+            }
         })
         .collect()
 }
@@ -151,7 +181,7 @@ fn one_line_sources(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines().map(str::trim) {
         if let Some(rest) = line.strip_prefix("deb ") {
-            out.push_str(&format!("deb {rest}\ndeb-src {rest}\n"));
+            out.extend(["deb ", rest, "\ndeb-src ", rest, "\n"]);
         }
     }
     out
@@ -163,7 +193,10 @@ mod tests {
 
     #[test]
     fn sources_come_beside_binaries() {
-        assert_eq!(one_line_sources("# x\ndeb http://a b c\ndeb-src http://a b c\n"), "deb http://a b c\ndeb-src http://a b c\n");
+        assert_eq!(
+            one_line_sources("# x\ndeb http://a b c\ndeb-src http://a b c\n"),
+            "deb http://a b c\ndeb-src http://a b c\n"
+        );
         assert_eq!(deb822_sources("Types: deb\nURIs: x\n"), "Types: deb deb-src\nURIs: x\n");
         assert_eq!(deb822_sources("Types: deb deb-src\n"), "Types: deb deb-src\n");
     }

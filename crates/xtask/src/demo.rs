@@ -9,13 +9,15 @@ pub(crate) fn run(up: &[String]) -> Result<()> {
     payload::host_packages()?;
     let programs = Programs::build(true)?;
     let payload = payload::ensure_with(&programs)?;
-    execute(programs
-        .kprov()
-        .args(["up", "--provider", "local", "--name", "demo", "--release"])
-        .arg(&payload.dir)
-        .arg("--release-key")
-        .arg(&payload.key)
-        .args(up))?;
+    execute(
+        programs
+            .kprov()
+            .args(["up", "--provider", "local", "--name", "demo", "--release"])
+            .arg(&payload.dir)
+            .arg("--release-key")
+            .arg(&payload.key)
+            .args(up),
+    )?;
     let kprov = programs.dir.join("kprov");
     eprintln!("\nkprov itself is {kprov}; remove the cluster with `{kprov} down --name demo`.");
     if let Some(binaries) = payload.binaries {
@@ -23,4 +25,3 @@ pub(crate) fn run(up: &[String]) -> Result<()> {
     }
     Ok(())
 }
-

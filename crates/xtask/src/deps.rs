@@ -13,7 +13,13 @@ struct Rule {
 }
 
 const RUNTIME: &[&str] = &["tokio", "kube", "kube-client", "reqwest", "hyper"];
-const CLOUDS: &[&str] = &["aws-sdk-ec2", "aws-config", "azure_core", "azure_mgmt_compute", "azure_mgmt_network"];
+const CLOUDS: &[&str] = &[
+    "aws-sdk-ec2",
+    "aws-config",
+    "azure_core",
+    "azure_mgmt_compute",
+    "azure_mgmt_network",
+];
 const PROVIDERS: &[&str] = &[
     "kprov-provider",
     "kprov-provision",
@@ -24,17 +30,41 @@ const PROVIDERS: &[&str] = &[
 ];
 
 const RULES: &[Rule] = &[
-    Rule { crates: &["kprov-types"], never: RUNTIME, why: "types are data: no I/O, no runtime, no Kubernetes client" },
-    Rule { crates: &["kprov-provider", "kprov-provision"], never: RUNTIME, why: "what plans infrastructure is pure" },
+    Rule {
+        crates: &["kprov-types"],
+        never: RUNTIME,
+        why: "types are data: no I/O, no runtime, no Kubernetes client",
+    },
+    Rule {
+        crates: &["kprov-provider", "kprov-provision"],
+        never: RUNTIME,
+        why: "what plans infrastructure is pure",
+    },
     Rule {
         crates: &["kprov-upgrade", "kprov-operator", "kprov-node", "kprov-bootstrap"],
         never: PROVIDERS,
         why: "versions change through the Kubernetes API only",
     },
-    Rule { crates: &["kprov-node", "kprov-operator", "kprov-upgrade"], never: CLOUDS, why: "no cloud SDK runs in a cluster" },
     Rule {
-        crates: &["kprov-provider-local", "kprov-provider-aws", "kprov-provider-azure", "kprov-provider-baremetal"],
-        never: &["kube", "kube-client", "k8s-openapi", "kprov-bootstrap", "kprov-upgrade", "kprov-provision"],
+        crates: &["kprov-node", "kprov-operator", "kprov-upgrade"],
+        never: CLOUDS,
+        why: "no cloud SDK runs in a cluster",
+    },
+    Rule {
+        crates: &[
+            "kprov-provider-local",
+            "kprov-provider-aws",
+            "kprov-provider-azure",
+            "kprov-provider-baremetal",
+        ],
+        never: &[
+            "kube",
+            "kube-client",
+            "k8s-openapi",
+            "kprov-bootstrap",
+            "kprov-upgrade",
+            "kprov-provision",
+        ],
         why: "providers know nothing of Kubernetes or of who calls them",
     },
     Rule {
@@ -48,14 +78,25 @@ const RULES: &[Rule] = &[
 const LEAVES: &[&str] = &["kprov", "kprov-sim", "kprov-e2e", "xtask"];
 
 pub(crate) fn run() -> Result<()> {
-    let metadata = MetadataCommand::new().current_dir(crate::cache::workspace()).other_options(["--locked".to_owned()]).exec()?;
+    let metadata = MetadataCommand::new()
+        .current_dir(crate::cache::workspace())
+        .other_options(["--locked".to_owned()])
+        .exec()?;
     let names: BTreeMap<&PackageId, &str> = metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
-    let Some(resolve) = &metadata.resolve else { bail!("cargo metadata resolved nothing") };
+    let Some(resolve) = &metadata.resolve else {
+        bail!("cargo metadata resolved nothing")
+    };
     let mut graph: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for node in &resolve.nodes {
         let from = names.get(&node.id).copied().unwrap_or_default();
-        let normal = node.deps.iter().filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal));
-        graph.entry(from).or_default().extend(normal.filter_map(|d| names.get(&d.pkg).copied()));
+        let normal = node
+            .deps
+            .iter()
+            .filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal));
+        graph
+            .entry(from)
+            .or_default()
+            .extend(normal.filter_map(|d| names.get(&d.pkg).copied()));
     }
     let members: BTreeSet<&str> = metadata.workspace_packages().iter().map(|p| p.name.as_str()).collect();
     let found = violations(&graph, &members);
@@ -82,7 +123,10 @@ fn violations(graph: &BTreeMap<&str, BTreeSet<&str>>, members: &BTreeSet<&str>) 
         }
     }
     for member in members {
-        for leaf in LEAVES.iter().filter(|l| graph.get(member).is_some_and(|d| d.contains(*l))) {
+        for leaf in LEAVES
+            .iter()
+            .filter(|l| graph.get(member).is_some_and(|d| d.contains(*l)))
+        {
             found.push(format!("`{member}` depends on `{leaf}`, which nothing may"));
         }
     }

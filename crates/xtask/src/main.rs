@@ -2,7 +2,11 @@
 //!
 //! Nothing that ships depends on this. What takes long (a Kubernetes built from source, payloads, the demo's build) is
 //! kept in the user's cache directory and used again.
-#![expect(clippy::print_stderr, clippy::print_stdout, reason = "a developer's tool that talks on the terminal")]
+#![expect(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a developer's tool that talks on the terminal"
+)]
 
 mod bench;
 mod cache;
@@ -35,7 +39,7 @@ enum Task {
     },
     /// Run everything: formatting, lints, dependencies, unit, property, API and end-to-end tests.
     Test {
-        /// Also what takes too long for CI: `kill -9` at every event of `up`, and every release under KPROV_TEST_RELEASES.
+        /// Also what takes too long for CI: `kill -9` at every event of `up`, and every release under `KPROV_TEST_RELEASES`.
         #[arg(long)]
         full: bool,
     },

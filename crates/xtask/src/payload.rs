@@ -12,11 +12,26 @@ use crate::{cache, debian};
 
 /// The Kubernetes version of Debian 12's source package `kubernetes`.
 const DEBIAN_KUBERNETES: &str = "1.20.2";
-const COMPONENTS: &[&str] =
-    &["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"];
+const COMPONENTS: &[&str] = &[
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "kubelet",
+    "kubectl",
+];
 
 /// What everything here needs from Debian. dpkg-dev to mips: sources; the others: Kubernetes' own build.
-const BUILD_PACKAGES: &[&str] = &["dpkg-dev", "gcc", "golang-1.19-go", "jq", "libc6-dev", "make", "rsync", "xz-utils"];
+const BUILD_PACKAGES: &[&str] = &[
+    "dpkg-dev",
+    "gcc",
+    "golang-1.19-go",
+    "jq",
+    "libc6-dev",
+    "make",
+    "rsync",
+    "xz-utils",
+];
 /// What machines on this host need.
 const HOST_PACKAGES: &[&str] = &["gcc", "iproute2", "iptables", "libc6-dev"];
 
@@ -43,12 +58,16 @@ impl Programs {
     pub(crate) fn build(release: bool) -> Result<Self> {
         let target = cache::target()?;
         let mut build = cargo();
-        build.env("CARGO_TARGET_DIR", &target).args(["build", "--locked", "-p", "kprov", "-p", "kprov-node"]);
+        build
+            .env("CARGO_TARGET_DIR", &target)
+            .args(["build", "--locked", "-p", "kprov", "-p", "kprov-node"]);
         if release {
             build.arg("--release");
         }
         run(&mut build)?;
-        Ok(Self { dir: target.join(if release { "release" } else { "debug" }) })
+        Ok(Self {
+            dir: target.join(if release { "release" } else { "debug" }),
+        })
     }
 
     /// A `kprov` command.
@@ -73,17 +92,37 @@ pub(crate) fn ensure() -> Result<Payload> {
 pub(crate) fn ensure_with(programs: &Programs) -> Result<Payload> {
     if let Some(version) = reachable_stable() {
         eprintln!("the official download site is reachable: using Kubernetes {version}");
-        return make(programs, &format!("online-{version}"), &version, &["--online".to_owned()], None);
+        return make(
+            programs,
+            &format!("online-{version}"),
+            &version,
+            &["--online".to_owned()],
+            None,
+        );
     }
-    eprintln!("the official download site can't be reached: using Kubernetes {DEBIAN_KUBERNETES} from Debian's sources");
+    eprintln!(
+        "the official download site can't be reached: using Kubernetes {DEBIAN_KUBERNETES} from Debian's sources"
+    );
     let binaries = debian_kubernetes()?;
-    from_binaries(programs, &format!("debian-{DEBIAN_KUBERNETES}"), DEBIAN_KUBERNETES, &binaries, &[])
+    from_binaries(
+        programs,
+        &format!("debian-{DEBIAN_KUBERNETES}"),
+        DEBIAN_KUBERNETES,
+        &binaries,
+        &[],
+    )
 }
 
 /// Debian's Kubernetes, whatever else can be reached: what CI runs.
 pub(crate) fn debian_with(programs: &Programs) -> Result<Payload> {
     let binaries = debian_kubernetes()?;
-    from_binaries(programs, &format!("debian-{DEBIAN_KUBERNETES}"), DEBIAN_KUBERNETES, &binaries, &[])
+    from_binaries(
+        programs,
+        &format!("debian-{DEBIAN_KUBERNETES}"),
+        DEBIAN_KUBERNETES,
+        &binaries,
+        &[],
+    )
 }
 
 /// A payload from a directory of Kubernetes binaries; what it lacks (etcd, containerd, runc, CNI) comes from Debian.
@@ -96,14 +135,25 @@ pub(crate) fn from_binaries(
 ) -> Result<Payload> {
     let host = debian_host_programs()?;
     let mut args = vec!["--no-host".to_owned()];
-    for dir in [binaries.to_owned(), host.join("usr/bin"), host.join("usr/sbin"), host.join("usr/lib/cni")] {
+    for dir in [
+        binaries.to_owned(),
+        host.join("usr/bin"),
+        host.join("usr/sbin"),
+        host.join("usr/lib/cni"),
+    ] {
         args.extend(["--from".to_owned(), dir.into_string()]);
     }
     args.extend_from_slice(more);
     make(programs, name, version, &args, Some(binaries.to_owned()))
 }
 
-fn make(programs: &Programs, name: &str, version: &str, args: &[String], binaries: Option<Utf8PathBuf>) -> Result<Payload> {
+fn make(
+    programs: &Programs,
+    name: &str,
+    version: &str,
+    args: &[String],
+    binaries: Option<Utf8PathBuf>,
+) -> Result<Payload> {
     let dir = cache::dir()?.join("payloads");
     std::fs::create_dir_all(&dir)?;
     let private = dir.join("signing.key");
@@ -111,7 +161,11 @@ fn make(programs: &Programs, name: &str, version: &str, args: &[String], binarie
     if !key.exists() {
         run(programs.kprov().args(["release", "keygen", "--out"]).arg(&private))?;
     }
-    let payload = Payload { dir: dir.join(name), key, binaries };
+    let payload = Payload {
+        dir: dir.join(name),
+        key,
+        binaries,
+    };
     let whole = programs
         .kprov()
         .args(["release", "verify"])
@@ -140,7 +194,9 @@ fn make(programs: &Programs, name: &str, version: &str, args: &[String], binarie
 /// Payloads for every release below the directory that `KPROV_TEST_RELEASES` names: its entries are payloads (with
 /// `release.json`) or directories of binaries.
 pub(crate) fn test_releases(programs: &Programs) -> Result<Vec<Payload>> {
-    let Ok(root) = std::env::var("KPROV_TEST_RELEASES") else { return Ok(Vec::new()) };
+    let Ok(root) = std::env::var("KPROV_TEST_RELEASES") else {
+        return Ok(Vec::new());
+    };
     let root = Utf8PathBuf::from(root);
     let mut entries: Vec<_> = root
         .read_dir_utf8()
@@ -154,7 +210,11 @@ pub(crate) fn test_releases(programs: &Programs) -> Result<Vec<Payload>> {
         let name = entry.file_name().unwrap_or_default().to_owned();
         if entry.join("release.json").exists() {
             // Somebody else's payload: whoever names it here vouches for it, so the tests take its digests as they are.
-            payloads.push(Payload { dir: entry, key: Utf8PathBuf::new(), binaries: None });
+            payloads.push(Payload {
+                dir: entry,
+                key: Utf8PathBuf::new(),
+                binaries: None,
+            });
         } else if entry.join("kube-apiserver").exists() {
             let text = output(Command::new(entry.join("kube-apiserver")).arg("--version"))?;
             let version = text.trim().trim_start_matches("Kubernetes v").to_owned();
@@ -166,7 +226,8 @@ pub(crate) fn test_releases(programs: &Programs) -> Result<Vec<Payload>> {
 
 /// The newest stable version at the official download site; `None` where it can't be reached.
 fn reachable_stable() -> Option<String> {
-    let text = output(Command::new("curl").args(["-fsSL", "--max-time", "5", "https://dl.k8s.io/release/stable.txt"])).ok()?;
+    let text =
+        output(Command::new("curl").args(["-fsSL", "--max-time", "5", "https://dl.k8s.io/release/stable.txt"])).ok()?;
     text.trim().strip_prefix('v').map(str::to_owned)
 }
 
@@ -176,7 +237,16 @@ fn debian_host_programs() -> Result<Utf8PathBuf> {
     let done = root.join(".done");
     if !done.exists() {
         let apt = Apt::new(cache::dir()?.join("apt"))?;
-        apt.unpack(&["etcd-server", "etcd-client", "containerd", "runc", "containernetworking-plugins"], &root)?;
+        apt.unpack(
+            &[
+                "etcd-server",
+                "etcd-client",
+                "containerd",
+                "runc",
+                "containernetworking-plugins",
+            ],
+            &root,
+        )?;
         std::fs::write(done, "")?;
     }
     Ok(root)
@@ -208,7 +278,14 @@ pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
         .env("KUBE_GIT_VERSION_FILE", &stamp)
         .env("KUBE_STATIC_OVERRIDES", COMPONENTS.join(" "))
         .args(["--silent", "all"])
-        .arg(format!("WHAT={}", COMPONENTS.iter().map(|c| format!("cmd/{c}")).collect::<Vec<_>>().join(" "))))?;
+        .arg(format!(
+            "WHAT={}",
+            COMPONENTS
+                .iter()
+                .map(|c| format!("cmd/{c}"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        )))?;
     let built = source.join("_output/local/bin/linux").join(go_arch());
     let unfinished = root.join("bin.new");
     std::fs::create_dir_all(&unfinished)?;
@@ -225,5 +302,9 @@ pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
 }
 
 fn go_arch() -> &'static str {
-    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+    if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    }
 }

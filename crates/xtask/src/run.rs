@@ -27,9 +27,16 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 /// Runs a program and returns what it prints on stdout.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let text = shown(command);
-    let out = command.stderr(Stdio::piped()).output().with_context(|| format!("can't run `{text}`"))?;
+    let out = command
+        .stderr(Stdio::piped())
+        .output()
+        .with_context(|| format!("can't run `{text}`"))?;
     if !out.status.success() {
-        bail!("`{text}` ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+        bail!(
+            "`{text}` ended with {}: {}",
+            out.status,
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }

@@ -29,7 +29,9 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
     let mut build = cargo();
     lint(build.args(["build", "--locked", "--workspace", "--all-targets"]));
     run(&mut build)?;
-    let programs = Programs { dir: target.join("debug") };
+    let programs = Programs {
+        dir: target.join("debug"),
+    };
 
     let payload = payload::debian_with(&programs)?;
     let mut payloads = vec![payload.clone()];
@@ -40,7 +42,10 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
     lint(nextest.args(["nextest", "run", "--locked", "--workspace"]));
     nextest
         .env("KPROV_BIN", &programs.dir)
-        .env("KPROV_TEST_BINARIES", payload.binaries.as_deref().unwrap_or(camino::Utf8Path::new("")))
+        .env(
+            "KPROV_TEST_BINARIES",
+            payload.binaries.as_deref().unwrap_or(camino::Utf8Path::new("")),
+        )
         .env("KPROV_TEST_PAYLOADS", list(&payloads))
         .env("KPROV_TEST_FULL", if full { "1" } else { "0" });
     run(&mut nextest)
@@ -48,7 +53,11 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
 
 /// `directory=key` for each payload, separated by `:`; no key stands for a payload that is taken as it is.
 fn list(payloads: &[Payload]) -> String {
-    payloads.iter().map(|p| format!("{}={}", p.dir, p.key)).collect::<Vec<_>>().join(":")
+    payloads
+        .iter()
+        .map(|p| format!("{}={}", p.dir, p.key))
+        .collect::<Vec<_>>()
+        .join(":")
 }
 
 fn nextest_present() -> Result<()> {

@@ -153,7 +153,10 @@ pub enum LeaseSeen {
 
 /// What is known for a component that is led by Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one independent fact that was seen")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent fact that was seen"
+)]
 pub struct LeaderSeen {
     /// The standby's manifest is placed.
     pub placed: bool,

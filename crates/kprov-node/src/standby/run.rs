@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use k8s_openapi::jiff::Timestamp;
 use kprov_bootstrap::manifests::NAMESPACE;
 use kprov_bootstrap::paths as kubernetes;
 use kprov_front::{Backend, FrontState, ListenTable};

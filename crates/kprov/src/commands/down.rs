@@ -3,7 +3,6 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
-use kprov_provider::Provider;
 use kprov_types::machine::Leftover;
 use kprov_types::{ClusterName, cluster};
 use serde::Serialize;
@@ -25,7 +24,9 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
     let DownArgs { name, yes } = args;
     let home = context.home.pick(name.name.as_ref())?;
     let record = home.record()?;
-    let provider_name = record.as_ref().map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
+    let provider_name = record
+        .as_ref()
+        .map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
     let provider = super::provider(context, provider_name)?;
     let observed = provider.observe(&home.name).await?;
     let nothing = observed.machines.is_empty() && observed.disks.is_empty() && observed.network.is_none();
@@ -38,38 +39,57 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
         return Err(UserError::new("nothing was removed").into());
     }
     let lock = home.lock()?;
-    remove(context, provider.as_ref(), &home.name).await?;
+    super::up::drive(context, provider.as_ref(), &home.name, &kprov_provision::Goal::Nothing).await?;
     context.reporter.step("", "list what is left");
-    let left = provider.leftovers(&home.name).await?;
+    let mut left = provider.leftovers(&home.name).await?;
+    if !left.is_empty() {
+        // Found by their tag alone, say after the provider's own record of them was lost.
+        provider.remove_network(&home.name).await?;
+        left = provider.leftovers(&home.name).await?;
+    }
     context.reporter.done("");
     if left.is_empty() {
         drop(lock);
         home.forget()?;
     }
-    let removed = Removed { schema_version: 1, name: home.name.clone(), left };
+    let removed = Removed {
+        schema_version: 1,
+        name: home.name.clone(),
+        left,
+    };
     print::result(context.output, &removed, human)?;
     if removed.left.is_empty() {
         Ok(())
     } else {
-        Err(UserError::new(format!("{} things of cluster `{}` are still there", removed.left.len(), removed.name))
-            .hint("see what holds them, then run `kprov down` again")
-            .into())
+        Err(UserError::new(format!(
+            "{} things of cluster `{}` are still there",
+            removed.left.len(),
+            removed.name
+        ))
+        .hint("see what holds them, then run `kprov down` again")
+        .into())
     }
-}
-
-async fn remove(context: &Context, provider: &dyn Provider, name: &ClusterName) -> Result<()> {
-    super::up::drive(context, provider, name, &kprov_provision::Goal::Nothing).await.map(|_| ())
 }
 
 fn confirmed(name: &ClusterName, machines: usize) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(UserError::new(format!("not removing cluster `{name}` without being told to")).hint("give `--yes`").into());
+        return Err(
+            UserError::new(format!("not removing cluster `{name}` without being told to"))
+                .hint("give `--yes`")
+                .into(),
+        );
     }
     let mut stderr = anstream::stderr();
-    write!(stderr, "remove cluster `{name}` with {machines} machines, its etcd data and its secrets? [y/N] ")?;
+    write!(
+        stderr,
+        "remove cluster `{name}` with {machines} machines, its etcd data and its secrets? [y/N] "
+    )?;
     stderr.flush()?;
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("can't read your answer")?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("can't read your answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
@@ -79,6 +99,9 @@ fn human(removed: &Removed) -> String {
     }
     print::table(
         &["left", "name", "why"],
-        removed.left.iter().map(|l| vec![l.kind.clone(), l.name.clone(), l.why.clone().unwrap_or_default()]),
+        removed
+            .left
+            .iter()
+            .map(|l| vec![l.kind.clone(), l.name.clone(), l.why.clone().unwrap_or_default()]),
     )
 }

@@ -23,8 +23,10 @@ pub(super) fn run(context: &Context, args: &KubeconfigArgs) -> Result<()> {
     let target = user_kubeconfig()?;
     let ours: Value = serde_saphyr::from_str(&text).with_context(|| format!("`{path}` is damaged"))?;
     let theirs: Value = match std::fs::read_to_string(&target) {
-        Ok(text) if !text.trim().is_empty() => serde_saphyr::from_str(&text)
-            .or_hint(format!("`{target}` is no kubeconfig"), "mend it, or point KUBECONFIG at another file")?,
+        Ok(text) if !text.trim().is_empty() => serde_saphyr::from_str(&text).or_hint(
+            format!("`{target}` is no kubeconfig"),
+            "mend it, or point KUBECONFIG at another file",
+        )?,
         Ok(_) => json!({}),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => json!({}),
         Err(e) => return Err(e).with_context(|| format!("can't read `{target}`")),
@@ -36,7 +38,10 @@ pub(super) fn run(context: &Context, args: &KubeconfigArgs) -> Result<()> {
         std::fs::create_dir_all(dir).with_context(|| format!("can't make `{dir}`"))?;
     }
     write_private(&target, serde_saphyr::to_string(&merged)?.as_bytes())?;
-    context.reporter.note(&format!("merged into `{target}`; the current context is `{}`", merged["current-context"].as_str().unwrap_or_default()));
+    context.reporter.note(&format!(
+        "merged into `{target}`; the current context is `{}`",
+        merged["current-context"].as_str().unwrap_or_default()
+    ));
     Ok(())
 }
 
@@ -74,7 +79,10 @@ fn merge(theirs: Value, ours: &Value) -> Option<Value> {
             existing.push(new.clone());
         }
     }
-    merged.insert("current-context".into(), ours.get("current-context").cloned().unwrap_or_default());
+    merged.insert(
+        "current-context".into(),
+        ours.get("current-context").cloned().unwrap_or_default(),
+    );
     Some(Value::Object(merged))
 }
 
@@ -93,7 +101,10 @@ mod tests {
             "clusters": [{"name": "prod"}, {"name": "demo", "cluster": {"server": "old"}}], "current-context": "prod",
         });
         let merged = merge(theirs, &ours).unwrap();
-        assert_eq!(merged["clusters"], json!([{"name": "prod"}, {"name": "demo", "cluster": {"server": "new"}}]));
+        assert_eq!(
+            merged["clusters"],
+            json!([{"name": "prod"}, {"name": "demo", "cluster": {"server": "new"}}])
+        );
         assert_eq!(merged["preferences"], json!({"colors": true}));
         assert_eq!(merged["current-context"], "demo");
         assert_eq!(merge(merged.clone(), &ours).unwrap(), merged);

@@ -1,7 +1,7 @@
 //! `kprov list`.
 
 use anyhow::Result;
-use kprov_types::{cluster, ClusterName, KubernetesVersion};
+use kprov_types::{ClusterName, KubernetesVersion, cluster};
 use serde::Serialize;
 
 use super::Context;
@@ -35,7 +35,11 @@ pub(super) async fn run(context: &Context) -> Result<()> {
         let provider = super::provider(context, *provider_name)?;
         let mut names = provider.clusters().await?;
         for name in context.home.clusters()? {
-            let here = context.home.cluster(&name).record()?.is_some_and(|r| r.file.spec.provider == *provider_name);
+            let here = context
+                .home
+                .cluster(&name)
+                .record()?
+                .is_some_and(|r| r.file.spec.provider == *provider_name);
             if here && !names.contains(&name) {
                 names.push(name);
             }
@@ -60,22 +64,29 @@ pub(super) async fn run(context: &Context) -> Result<()> {
             });
         }
     }
-    print::result(context.output, &Listing { schema_version: 1, clusters }, |listing| {
-        if listing.clusters.is_empty() {
-            return "no clusters; make one with `kprov up --name NAME`\n".to_owned();
-        }
-        print::table(
-            &["name", "provider", "kubernetes", "machines", "endpoint", "state"],
-            listing.clusters.iter().map(|c| {
-                vec![
-                    c.name.to_string(),
-                    c.provider.to_string(),
-                    c.kubernetes.as_ref().map_or("-".into(), ToString::to_string),
-                    format!("{}/{} running", c.machines_running, c.machines),
-                    c.endpoint.clone().unwrap_or_else(|| "-".into()),
-                    c.state.to_owned(),
-                ]
-            }),
-        )
-    })
+    print::result(
+        context.output,
+        &Listing {
+            schema_version: 1,
+            clusters,
+        },
+        |listing| {
+            if listing.clusters.is_empty() {
+                return "no clusters; make one with `kprov up --name NAME`\n".to_owned();
+            }
+            print::table(
+                &["name", "provider", "kubernetes", "machines", "endpoint", "state"],
+                listing.clusters.iter().map(|c| {
+                    vec![
+                        c.name.to_string(),
+                        c.provider.to_string(),
+                        c.kubernetes.as_ref().map_or("-".into(), ToString::to_string),
+                        format!("{}/{} running", c.machines_running, c.machines),
+                        c.endpoint.clone().unwrap_or_else(|| "-".into()),
+                        c.state.to_owned(),
+                    ]
+                }),
+            )
+        },
+    )
 }

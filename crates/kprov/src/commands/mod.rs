@@ -45,15 +45,23 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             return Ok(());
         }
         Command::Man { out } => return man(out.as_deref()),
-        Command::MachineRoom => return Err(UserError::new("`machine-room` is what local machines run on the host").into()),
+        Command::MachineRoom => {
+            return Err(UserError::new("`machine-room` is what local machines run on the host").into());
+        }
         _ => {}
     }
-    let context =
-        Context { output: global.output, home: Home::open(global.home.as_deref())?, reporter: Reporter::new(&global) };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let context = Context {
+        output: global.output,
+        home: Home::open(global.home.as_deref())?,
+        reporter: Reporter::new(&global),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(async {
         match command {
-            Command::Up(args) => interruptible(&context, "up", up::run(&context, args)).await,
+            Command::Up(args) => Box::pin(interruptible(&context, "up", up::run(&context, args))).await,
             Command::Down(args) => interruptible(&context, "down", down::run(&context, args)).await,
             Command::Plan(args) => plan::run(&context, args).await,
             Command::Status(args) => status::run(&context, args).await,
@@ -85,7 +93,9 @@ fn interrupted(context: &Context, command: &str) -> anyhow::Error {
         "up" => "what was made stays; run the same command again to go on, or `kprov down` to remove it",
         _ => "what was removed is gone; run the same command again to go on",
     };
-    UserError::new(format!("`kprov {command}` was interrupted")).hint(hint).into()
+    UserError::new(format!("`kprov {command}` was interrupted"))
+        .hint(hint)
+        .into()
 }
 
 /// The provider by its name.
@@ -109,16 +119,13 @@ fn schema() -> Result<()> {
 
 fn man(out: Option<&camino::Utf8Path>) -> Result<()> {
     let command = Cli::command();
-    match out {
-        Some(dir) => {
-            std::fs::create_dir_all(dir).with_context(|| format!("can't make `{dir}`"))?;
-            clap_mangen::generate_to(command, dir).with_context(|| format!("can't write pages into `{dir}`"))
-        }
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command).render(&mut page)?;
-            print::raw(&String::from_utf8_lossy(&page))
-        }
+    if let Some(dir) = out {
+        std::fs::create_dir_all(dir).with_context(|| format!("can't make `{dir}`"))?;
+        clap_mangen::generate_to(command, dir).with_context(|| format!("can't write pages into `{dir}`"))
+    } else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command).render(&mut page)?;
+        print::raw(&String::from_utf8_lossy(&page))
     }
 }
 
@@ -159,11 +166,17 @@ fn balancer(arguments: &[String]) -> Result<()> {
         backends_file: camino::Utf8Path::new(state).join("backends.json").into(),
         ca_pem: None,
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        kprov_front::run_balancer(config, async move { drop(terminate.recv().await) }).await?;
+        kprov_front::run_balancer(config, async move {
+            terminate.recv().await;
+        })
+        .await?;
         Ok(())
     })
 }
@@ -178,7 +191,9 @@ async fn client(path: &camino::Utf8Path) -> Result<kube::Client> {
 async fn client_from(text: &str) -> Result<kube::Client> {
     let config = kube::config::Kubeconfig::from_yaml(text).context("the kubeconfig is damaged")?;
     let options = kube::config::KubeConfigOptions::default();
-    let mut config = kube::Config::from_custom_kubeconfig(config, &options).await.context("the kubeconfig is damaged")?;
+    let mut config = kube::Config::from_custom_kubeconfig(config, &options)
+        .await
+        .context("the kubeconfig is damaged")?;
     // The cluster's own endpoint is never behind the proxy of the host's environment.
     config.proxy_url = None;
     config.connect_timeout = Some(std::time::Duration::from_secs(5));

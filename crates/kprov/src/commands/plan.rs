@@ -30,10 +30,18 @@ pub(super) async fn run(context: &Context, args: ClusterArgs) -> Result<()> {
     let provider = super::provider(context, wanted.spec.provider)?;
     let observed = provider.observe(&wanted.spec.name).await?;
     let goal = Goal::Present(up::wanted(&wanted.spec));
-    let Plan { actions, waiting: _, surplus } = kprov_provision::plan(&goal, &observed)
+    let Plan {
+        actions,
+        waiting: _,
+        surplus,
+    } = kprov_provision::plan(&goal, &observed)
         .map_err(|e| anyhow::Error::from(UserError::new(e.to_string()).hint("`kprov status` shows what is there")))?;
     let mut actions: Vec<String> = actions.iter().map(ToString::to_string).collect();
-    let complete = context.home.cluster(&wanted.spec.name).record()?.is_some_and(|r| r.complete);
+    let complete = context
+        .home
+        .cluster(&wanted.spec.name)
+        .record()?
+        .is_some_and(|r| r.complete);
     if !complete {
         actions.push("start a temporary control plane, apply the self-hosted one, and remove the temporary one".into());
     }
@@ -48,7 +56,12 @@ pub(super) async fn run(context: &Context, args: ClusterArgs) -> Result<()> {
 
 fn human(planned: &Planned) -> String {
     use std::fmt::Write as _;
-    let Planned { schema_version: _, name, actions, surplus } = planned;
+    let Planned {
+        schema_version: _,
+        name,
+        actions,
+        surplus,
+    } = planned;
     let mut text = String::new();
     if actions.is_empty() {
         let _ = writeln!(text, "cluster `{name}` is as wanted; `up` would change nothing");

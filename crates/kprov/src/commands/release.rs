@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
-use kprov_release::{CreateOptions, Payload, SigningKey, TrustedKeys, VerifyOptions, create};
 use kprov_release::serve::Content;
-use kprov_types::release::Arch;
+use kprov_release::{CreateOptions, Payload, SigningKey, TrustedKeys, VerifyOptions, create};
 use kprov_types::Release;
+use kprov_types::release::Arch;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -59,7 +59,9 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
         (false, Some(path)) => Some(load_key(&path)?),
         (false, None) => Some(own_key(context)?),
     };
-    context.reporter.step("", &format!("make the payload of Kubernetes {version}"));
+    context
+        .reporter
+        .step("", &format!("make the payload of Kubernetes {version}"));
     let payload = if online {
         let mut options = kprov_release::OnlineOptions::official(version, arch, out);
         options.signing_key = signing_key;
@@ -71,7 +73,9 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
         if let Some(url) = registry {
             options.registry = url;
         }
-        kprov_release::create_online(&options).await.map_err(|e| hinted(e.hint(), e))?
+        kprov_release::create_online(&options)
+            .await
+            .map_err(|e| hinted(e.hint(), e))?
     } else {
         let options = CreateOptions {
             from,
@@ -83,7 +87,9 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
             minimum_from,
             advisories: advisory,
         };
-        tokio::task::spawn_blocking(move || create(&options)).await?.map_err(|e| hinted(e.hint(), e))?
+        tokio::task::spawn_blocking(move || create(&options))
+            .await?
+            .map_err(|e| hinted(e.hint(), e))?
     };
     context.reporter.done("");
     describe(context, &payload, None)
@@ -98,7 +104,9 @@ async fn verify(context: &Kprov, path: &Utf8Path, trust: &TrustArgs) -> Result<(
 pub(super) async fn verified(context: &Kprov, path: &Utf8Path, trust: &TrustArgs) -> Result<(Payload, String)> {
     let payload = Payload::open(path).map_err(|e| hinted(e.hint(), e))?;
     let trusted = trusted_keys(context, trust)?;
-    let options = VerifyOptions { allow_unsigned: trust.insecure_release };
+    let options = VerifyOptions {
+        allow_unsigned: trust.insecure_release,
+    };
     tokio::task::spawn_blocking(move || {
         let verified = payload.verify(&trusted, options).map_err(|e| hinted(e.hint(), e))?;
         let signature = match verified.signature {
@@ -128,7 +136,13 @@ fn describe(context: &Kprov, payload: &Payload, signature: Option<String>) -> Re
 
 fn human(shown: &Shown<'_>) -> String {
     use std::fmt::Write as _;
-    let Shown { schema_version: _, path, digest, signature, release } = shown;
+    let Shown {
+        schema_version: _,
+        path,
+        digest,
+        signature,
+        release,
+    } = shown;
     let mut text = format!("Kubernetes {} in `{path}`\nrelease.json {digest}\n", release.kubernetes);
     if let Some(signature) = signature {
         let _ = writeln!(text, "{signature}; every digest is right");
@@ -143,14 +157,23 @@ fn human(shown: &Shown<'_>) -> String {
     text.push('\n');
     text.push_str(&print::table(
         &["image", "version", "digest"],
-        release.images.values().map(|i| vec![i.reference.clone(), version(&i.version), short(i.digest.hex())]),
+        release
+            .images
+            .values()
+            .map(|i| vec![i.reference.clone(), version(&i.version), short(i.digest.hex())]),
     ));
     text.push('\n');
     text.push_str(&print::table(
         &["host file", "arch", "version", "size", "digest"],
         release.host_files.iter().map(|f| {
             let mib = f.size.div_ceil(1024 * 1024);
-            vec![f.name.clone(), f.arch.as_str().into(), version(&f.version), format!("{mib} MiB"), short(f.digest.hex())]
+            vec![
+                f.name.clone(),
+                f.arch.as_str().into(),
+                version(&f.version),
+                format!("{mib} MiB"),
+                short(f.digest.hex()),
+            ]
         }),
     ));
     text
@@ -162,10 +185,15 @@ fn short(hex: &str) -> String {
 
 async fn serve(context: &Kprov, path: &Utf8Path, listen: std::net::SocketAddr) -> Result<()> {
     let payload = Payload::open(path).map_err(|e| hinted(e.hint(), e))?;
-    let listener = tokio::net::TcpListener::bind(listen)
-        .await
-        .or_hint(format!("can't listen on `{listen}`"), "give another address or port with `--listen`")?;
-    context.reporter.note(&format!("offering Kubernetes {} at http://{}; end with Ctrl-C", payload.release().kubernetes, listener.local_addr()?));
+    let listener = tokio::net::TcpListener::bind(listen).await.or_hint(
+        format!("can't listen on `{listen}`"),
+        "give another address or port with `--listen`",
+    )?;
+    context.reporter.note(&format!(
+        "offering Kubernetes {} at http://{}; end with Ctrl-C",
+        payload.release().kubernetes,
+        listener.local_addr()?
+    ));
     let stop = CancellationToken::new();
     let ended = stop.clone();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -176,17 +204,23 @@ async fn serve(context: &Kprov, path: &Utf8Path, listen: std::net::SocketAddr) -
         }
         ended.cancel();
     });
-    let content = Content::new(payload).map_err(|e| hinted(e.hint(), e))?;
-    kprov_release::serve::serve(listener, content, stop).await.context("the server ended")
+    let offered = Content::new(payload).map_err(|e| hinted(e.hint(), e))?;
+    kprov_release::serve::serve(listener, offered, stop)
+        .await
+        .context("the server ended")
 }
 
 fn keygen(context: &Kprov, out: &Utf8Path) -> Result<()> {
     if out.exists() {
-        return Err(UserError::new(format!("`{out}` exists already")).hint("a key that is lost can't be made again; choose another name").into());
+        return Err(UserError::new(format!("`{out}` exists already"))
+            .hint("a key that is lost can't be made again; choose another name")
+            .into());
     }
     let key = SigningKey::generate().map_err(|e| hinted(e.hint(), e))?;
     let public = key.save(out).map_err(|e| hinted(e.hint(), e))?;
-    context.reporter.note(&format!("private key `{out}`; public key `{public}`, for the `keys/` directory of all who shall trust it"));
+    context.reporter.note(&format!(
+        "private key `{out}`; public key `{public}`, for the `keys/` directory of all who shall trust it"
+    ));
     Ok(())
 }
 
@@ -204,7 +238,9 @@ fn own_key(context: &Kprov) -> Result<SigningKey> {
     std::fs::create_dir_all(&dir).or_hint(format!("can't make `{dir}`"), "give another home with `--home DIR`")?;
     let key = SigningKey::generate().map_err(|e| hinted(e.hint(), e))?;
     let public = key.save(&path).map_err(|e| hinted(e.hint(), e))?;
-    context.reporter.note(&format!("made a signing key of your own, `{path}`; give `{public}` to those who shall trust your payloads"));
+    context.reporter.note(&format!(
+        "made a signing key of your own, `{path}`; give `{public}` to those who shall trust your payloads"
+    ));
     Ok(key)
 }
 

@@ -83,10 +83,14 @@ struct ComponentStatus {
 pub(super) async fn run(context: &Context, args: NameArgs) -> Result<()> {
     let home = context.home.pick(args.name.as_ref())?;
     let record = home.record()?;
-    let provider_name = record.as_ref().map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
+    let provider_name = record
+        .as_ref()
+        .map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
     let observed = super::provider(context, provider_name)?.observe(&home.name).await?;
     if record.is_none() && observed.machines.is_empty() && observed.network.is_none() {
-        return Err(UserError::new(format!("there is no cluster `{}`", home.name)).hint("`kprov list` shows the clusters that are known here").into());
+        return Err(UserError::new(format!("there is no cluster `{}`", home.name))
+            .hint("`kprov list` shows the clusters that are known here")
+            .into());
     }
     let status = Status {
         schema_version: 1,
@@ -101,7 +105,12 @@ pub(super) async fn run(context: &Context, args: NameArgs) -> Result<()> {
 }
 
 fn network(network: &Network) -> NetworkStatus {
-    let Network { cidr, endpoint, host_address, complete } = network;
+    let Network {
+        cidr,
+        endpoint,
+        host_address,
+        complete,
+    } = network;
     NetworkStatus {
         cidr: cidr.to_string(),
         endpoint: endpoint.url(),
@@ -111,7 +120,14 @@ fn network(network: &Network) -> NetworkStatus {
 }
 
 fn machine(machine: &Machine) -> MachineStatus {
-    let Machine { name, role, id, address, zone: _, state } = machine;
+    let Machine {
+        name,
+        role,
+        id,
+        address,
+        zone: _,
+        state,
+    } = machine;
     let state = match state {
         MachineState::Pending => "pending".to_owned(),
         MachineState::Running => "running".to_owned(),
@@ -132,8 +148,14 @@ fn machine(machine: &Machine) -> MachineStatus {
 async fn api(home: &ClusterHome) -> ApiStatus {
     match tokio::time::timeout(Duration::from_secs(5), ask(home)).await {
         Ok(Ok(status)) => status,
-        Ok(Err(error)) => ApiStatus { why_not: Some(format!("{error:#}")), ..ApiStatus::default() },
-        Err(_) => ApiStatus { why_not: Some("no answer within 5 s".into()), ..ApiStatus::default() },
+        Ok(Err(error)) => ApiStatus {
+            why_not: Some(format!("{error:#}")),
+            ..ApiStatus::default()
+        },
+        Err(_) => ApiStatus {
+            why_not: Some("no answer within 5 s".into()),
+            ..ApiStatus::default()
+        },
     }
 }
 
@@ -157,14 +179,20 @@ fn node(node: &Node) -> NodeStatus {
     NodeStatus {
         name: node.metadata.name.clone().unwrap_or_default(),
         ready: conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True"),
-        kubelet: status.and_then(|s| s.node_info.as_ref()).map(|i| i.kubelet_version.clone()).unwrap_or_default(),
+        kubelet: status
+            .and_then(|s| s.node_info.as_ref())
+            .map(|i| i.kubelet_version.clone())
+            .unwrap_or_default(),
     }
 }
 
 async fn components(client: Client) -> Result<Vec<ComponentStatus>> {
     let all = ListParams::default();
     let mut components = Vec::new();
-    for set in Api::<DaemonSet>::namespaced(client.clone(), "kube-system").list(&all).await? {
+    for set in Api::<DaemonSet>::namespaced(client.clone(), "kube-system")
+        .list(&all)
+        .await?
+    {
         let status = set.status.unwrap_or_default();
         components.push(ComponentStatus {
             name: set.metadata.name.unwrap_or_default(),
@@ -184,35 +212,64 @@ async fn components(client: Client) -> Result<Vec<ComponentStatus>> {
 
 fn human(status: &Status) -> String {
     use std::fmt::Write as _;
-    let Status { schema_version: _, name, provider, started_with, network, machines, api } = status;
+    let Status {
+        schema_version: _,
+        name,
+        provider,
+        started_with,
+        network,
+        machines,
+        api,
+    } = status;
     let mut text = format!("cluster `{name}` on provider `{provider}`");
     if let Some(version) = started_with {
         let _ = write!(text, ", started with Kubernetes {version}");
     }
     text.push('\n');
     if let Some(network) = network {
-        let state = if network.complete { "" } else { " (not complete; run `kprov up` to mend it)" };
+        let state = if network.complete {
+            ""
+        } else {
+            " (not complete; run `kprov up` to mend it)"
+        };
         let _ = writeln!(text, "network {}, API at {}{state}", network.cidr, network.endpoint);
     }
     text.push('\n');
     text.push_str(&print::table(
         &["machine", "role", "address", "state"],
-        machines.iter().map(|m| vec![m.name.clone(), m.role.clone(), m.address.clone().unwrap_or_default(), m.state.clone()]),
+        machines.iter().map(|m| {
+            vec![
+                m.name.clone(),
+                m.role.clone(),
+                m.address.clone().unwrap_or_default(),
+                m.state.clone(),
+            ]
+        }),
     ));
     text.push('\n');
     if let Some(why) = &api.why_not {
         let _ = writeln!(text, "the API can't be asked: {why}");
         return text;
     }
-    let ready = |ready: bool| if ready { "✔ ready".to_owned() } else { "✘ not ready".to_owned() };
+    let ready = |ready: bool| {
+        if ready {
+            "✔ ready".to_owned()
+        } else {
+            "✘ not ready".to_owned()
+        }
+    };
     text.push_str(&print::table(
         &["node", "state", "kubelet"],
-        api.nodes.iter().map(|n| vec![n.name.clone(), ready(n.ready), n.kubelet.clone()]),
+        api.nodes
+            .iter()
+            .map(|n| vec![n.name.clone(), ready(n.ready), n.kubelet.clone()]),
     ));
     text.push('\n');
     text.push_str(&print::table(
         &["component", "ready"],
-        api.components.iter().map(|c| vec![c.name.clone(), format!("{}/{}", c.ready, c.desired)]),
+        api.components
+            .iter()
+            .map(|c| vec![c.name.clone(), format!("{}/{}", c.ready, c.desired)]),
     ));
     if let Some(version) = &api.version {
         let _ = write!(text, "\nthe API serves Kubernetes {version}\n");

@@ -23,7 +23,7 @@ use crate::progress::Reporter;
 /// How long a join token works after each `up`.
 const JOIN_LIFE: SignedDuration = SignedDuration::from_hours(6);
 /// Later than any `up` lasts: its own time-out ends it first, with a better message.
-const NEVER: Duration = Duration::from_secs(24 * 3600);
+const NEVER: Duration = Duration::from_hours(24);
 /// How often it's asked whether the API answers yet.
 const ASK: Duration = Duration::from_millis(200);
 
@@ -59,16 +59,27 @@ async fn take_over(
     }
 
     reporter.step("", "apply the self-hosted control plane");
-    let join = JoinGrant { token: secrets.join_token.clone(), expires: now.checked_add(JOIN_LIFE)? };
+    let join = JoinGrant {
+        token: secrets.join_token.clone(),
+        expires: now.checked_add(JOIN_LIFE)?,
+    };
     let manifests = self_hosted(settings, ports::FIRST_REVISION, Some(&join))?;
     apply::apply(&client, &manifests, Instant::now() + NEVER, |progress| match progress {
         apply::Progress::Done(object, outcome) => tracing::info!("{object}: {outcome:?}"),
-        apply::Progress::Retrying(object, failure) => reporter.message("", &format!("{object}: {failure}; trying again")),
+        apply::Progress::Retrying(object, failure) => {
+            reporter.message("", &format!("{object}: {failure}; trying again"));
+        }
     })
     .await?;
 
     reporter.step("", "wait until the self-hosted control plane has taken over");
-    let workers = prepared.spec.machines().into_iter().filter(|(_, role)| *role == Role::Worker).map(|(name, _)| name).collect();
+    let workers = prepared
+        .spec
+        .machines()
+        .into_iter()
+        .filter(|(_, role)| *role == Role::Worker)
+        .map(|(name, _)| name)
+        .collect();
     let expected = Expectation::new(settings, workers);
     pivot::wait(&client, &expected, Instant::now() + NEVER, |progress| match progress {
         pivot::Progress::State(state) => show(reporter, &expected, state, ready),
@@ -82,7 +93,9 @@ async fn take_over(
 async fn answers(client: &Client) -> bool {
     let request = http::Request::get("/readyz").body(Vec::new());
     match request {
-        Ok(request) => tokio::time::timeout(Duration::from_secs(5), client.request_text(request)).await.is_ok_and(|r| r.is_ok()),
+        Ok(request) => tokio::time::timeout(Duration::from_secs(5), client.request_text(request))
+            .await
+            .is_ok_and(|r| r.is_ok()),
         Err(_) => false,
     }
 }
@@ -90,7 +103,14 @@ async fn answers(client: &Client) -> bool {
 fn show(reporter: &Reporter, expected: &Expectation, state: &PivotState, ready: &watch::Sender<BTreeSet<MachineName>>) {
     // A control-plane machine that nothing is waited for has been set up, by this run or an earlier one.
     let waited: BTreeSet<&MachineName> = state.waiting.iter().filter_map(machine).collect();
-    ready.send_replace(expected.control_plane.iter().filter(|m| !waited.contains(m)).cloned().collect());
+    ready.send_replace(
+        expected
+            .control_plane
+            .iter()
+            .filter(|m| !waited.contains(m))
+            .cloned()
+            .collect(),
+    );
     let mut words: Vec<String> = state.waiting.iter().take(4).map(ToString::to_string).collect();
     if state.waiting.len() > words.len() {
         words.push(format!("{} more", state.waiting.len() - words.len()));

@@ -1,6 +1,7 @@
 //! From machines to members of a cluster: first-boot data, the release they fetch, and the bundles they wait for.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -22,7 +23,7 @@ use crate::setup::{Delivery, SetupClient};
 /// How often a machine that is being set up is asked where it stands.
 const ASK: Duration = Duration::from_millis(300);
 /// How long a control-plane machine may show no sign of life.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const BOOT_LIMIT: Duration = Duration::from_mins(3);
 
 /// Offers the payload and kprov-node to machines while `up` runs.
 pub(super) async fn serve_release(prepared: &Prepared, network: &Network) -> Result<Served> {
@@ -43,8 +44,19 @@ fn digest(path: &Utf8PathBuf) -> Result<Digest> {
 }
 
 /// Gives each machine that is wanted its first-boot data.
-pub(super) fn add_first_boot(goal: &mut Wanted, prepared: &Prepared, secrets: &Secrets, network: &Network, source: &Served) -> Result<()> {
-    let Prepared { spec, payload, provider, .. } = prepared;
+pub(super) fn add_first_boot(
+    goal: &mut Wanted,
+    prepared: &Prepared,
+    secrets: &Secrets,
+    network: &Network,
+    source: &Served,
+) -> Result<()> {
+    let Prepared {
+        spec,
+        payload,
+        provider,
+        ..
+    } = prepared;
     for machine in &mut goal.machines {
         let control_plane = machine.role == Role::ControlPlane;
         let config = NodeConfig {
@@ -53,9 +65,16 @@ pub(super) fn add_first_boot(goal: &mut Wanted, prepared: &Prepared, secrets: &S
             role: machine.role,
             endpoint: network.endpoint.clone(),
             ca: secrets.cluster.ca.certificate.clone(),
-            release: ReleaseSource { urls: source.urls.clone(), digest: payload.digest() },
+            release: ReleaseSource {
+                urls: source.urls.clone(),
+                digest: payload.digest(),
+            },
             join_token: (!control_plane).then(|| secrets.join_token.clone()),
-            setup: if control_plane { secrets.setup.get(machine.name.as_str()).cloned() } else { None },
+            setup: if control_plane {
+                secrets.setup.get(machine.name.as_str()).cloned()
+            } else {
+                None
+            },
             data: machine.data_disk.then(|| provider.data_volume()),
             network: prepare::node_network(spec),
             taint: control_plane && !spec.schedulable_control_plane,
@@ -75,8 +94,14 @@ pub(super) async fn set_up(
     observed: &Observed,
     ready: watch::Receiver<BTreeSet<MachineName>>,
 ) -> Result<()> {
-    let bundle = Bundle { settings: settings.clone(), secrets: secrets.cluster.clone() };
-    let machines = observed.machines.iter().filter(|m| secrets.setup.contains_key(m.name.as_str()));
+    let bundle = Bundle {
+        settings: settings.clone(),
+        secrets: secrets.cluster.clone(),
+    };
+    let machines = observed
+        .machines
+        .iter()
+        .filter(|m| secrets.setup.contains_key(m.name.as_str()));
     let all = machines.map(|machine| one(reporter, prepared, secrets, &bundle, machine, ready.clone()));
     futures::future::try_join_all(all).await.map(drop)
 }
@@ -90,8 +115,13 @@ async fn one(
     ready: watch::Receiver<BTreeSet<MachineName>>,
 ) -> Result<()> {
     let name = machine.name.as_str();
-    let identity = secrets.setup.get(name).with_context(|| format!("`{name}` has no setup identity"))?;
-    let address = machine.address.with_context(|| format!("machine `{name}` has no address"))?;
+    let identity = secrets
+        .setup
+        .get(name)
+        .with_context(|| format!("`{name}` has no setup identity"))?;
+    let address = machine
+        .address
+        .with_context(|| format!("machine `{name}` has no address"))?;
     let client = SetupClient::new(address, &identity.certificate, &secrets.setup_client)?;
     let start = tokio::time::Instant::now();
     let mut seen = false;
@@ -152,14 +182,24 @@ fn step(step: SetupStep) -> &'static str {
 
 async fn never_booted(prepared: &Prepared, machine: &Machine) -> anyhow::Error {
     let console = console(prepared, &machine.name).await;
-    UserError::new(format!("machine `{}` shows no sign of life after {} s{console}", machine.name, BOOT_LIMIT.as_secs()))
-        .hint("see its console above; `kprov up` tries again, `kprov down` removes it")
-        .into()
+    UserError::new(format!(
+        "machine `{}` shows no sign of life after {} s{console}",
+        machine.name,
+        BOOT_LIMIT.as_secs()
+    ))
+    .hint("see its console above; `kprov up` tries again, `kprov down` removes it")
+    .into()
 }
 
 /// The last lines a machine printed, for an error.
 async fn console(prepared: &Prepared, machine: &MachineName) -> String {
-    let text = prepared.provider.console(&prepared.spec.name, machine).await.ok().flatten().unwrap_or_default();
+    let text = prepared
+        .provider
+        .console(&prepared.spec.name, machine)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(15).collect();
     if lines.is_empty() {
         return String::new();
@@ -173,10 +213,19 @@ pub(super) async fn too_late(prepared: &Prepared, limit: Duration) -> anyhow::Er
     let mut consoles = String::new();
     if let Ok(observed) = prepared.provider.observe(&prepared.spec.name).await {
         for machine in observed.machines.iter().take(3) {
-            consoles.push_str(&format!("\n  machine `{}`{}", machine.name, console(prepared, &machine.name).await));
+            let _ = write!(
+                consoles,
+                "\n  machine `{}`{}",
+                machine.name,
+                console(prepared, &machine.name).await
+            );
         }
     }
-    UserError::new(format!("cluster `{}` was not ready within {} s{consoles}", prepared.spec.name, limit.as_secs()))
-        .hint("run the same command again to go on, with a longer `--timeout` on a slow machine; `kprov down` removes it")
-        .into()
+    UserError::new(format!(
+        "cluster `{}` was not ready within {} s{consoles}",
+        prepared.spec.name,
+        limit.as_secs()
+    ))
+    .hint("run the same command again to go on, with a longer `--timeout` on a slow machine; `kprov down` removes it")
+    .into()
 }

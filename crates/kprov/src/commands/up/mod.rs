@@ -14,8 +14,8 @@ use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use kprov_provider::{Provider, ProviderError};
-use kprov_release::serve::{Content, ExtraFile, serve as serve_release};
 use kprov_provision::{Action, Goal, Pace, Progress, Waiting};
+use kprov_release::serve::{Content, ExtraFile, serve as serve_release};
 use kprov_types::machine::{Network, Observed};
 use kprov_types::{ClusterName, KubernetesVersion, ports};
 use serde::Serialize;
@@ -44,7 +44,12 @@ struct Up {
 }
 
 pub(super) async fn run(context: &Context, args: UpArgs) -> Result<()> {
-    let UpArgs { cluster, trust, timings, timeout } = args;
+    let UpArgs {
+        cluster,
+        trust,
+        timings,
+        timeout,
+    } = args;
     let limit = Duration::from_secs(timeout);
     let prepared = prepare::prepare(context, &cluster, &trust).await?;
     let lock = prepared.home.lock()?;
@@ -73,7 +78,9 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<()> {
 }
 
 async fn ensure(context: &Context, prepared: &Prepared) -> Result<Observed> {
-    let Prepared { provider, spec, home, .. } = prepared;
+    let Prepared {
+        provider, spec, home, ..
+    } = prepared;
     let reporter = &context.reporter;
 
     // The network comes alone at first: machines are told its endpoint, and fetch their release from its host address.
@@ -105,8 +112,12 @@ async fn clean_up_after_nothing(prepared: &Prepared) {
     if prepared.known {
         return;
     }
-    let Prepared { provider, spec, home, .. } = prepared;
-    let Ok(observed) = provider.observe(&spec.name).await else { return };
+    let Prepared {
+        provider, spec, home, ..
+    } = prepared;
+    let Ok(observed) = provider.observe(&spec.name).await else {
+        return;
+    };
     if observed.machines.is_empty() && observed.disks.is_empty() && provider.remove_network(&spec.name).await.is_ok() {
         // A failure here would only hide the one that is being reported.
         let _ = home.forget();
@@ -114,7 +125,10 @@ async fn clean_up_after_nothing(prepared: &Prepared) {
 }
 
 pub(super) fn network(observed: &Observed) -> Result<&Network> {
-    observed.network.as_ref().context("the provider made a network and doesn't list it")
+    observed
+        .network
+        .as_ref()
+        .context("the provider made a network and doesn't list it")
 }
 
 /// What the machines' release is fetched from while `up` runs; ends with it.
@@ -125,15 +139,24 @@ pub(super) struct Served {
 }
 
 /// Works towards a goal at the provider, and shows it.
-pub(super) async fn drive(context: &Context, provider: &dyn Provider, cluster: &ClusterName, goal: &Goal) -> Result<Observed> {
-    let driver = Driver { reporter: &context.reporter };
-    kprov_provision::drive(provider, cluster, goal, Duration::from_secs(600), &driver, &driver).await.map_err(|error| match error {
-        kprov_provision::DriveError::Provider(error) => error.into(),
-        kprov_provision::DriveError::Plan(error) => {
-            anyhow::Error::from(UserError::new(error.to_string()).hint("`kprov plan` shows what is there; `kprov down` removes it"))
-        }
-        other => other.into(),
-    })
+pub(super) async fn drive(
+    context: &Context,
+    provider: &dyn Provider,
+    cluster: &ClusterName,
+    goal: &Goal,
+) -> Result<Observed> {
+    let driver = Driver {
+        reporter: &context.reporter,
+    };
+    kprov_provision::drive(provider, cluster, goal, Duration::from_mins(10), &driver, &driver)
+        .await
+        .map_err(|error| match error {
+            kprov_provision::DriveError::Provider(error) => error.into(),
+            kprov_provision::DriveError::Plan(error) => anyhow::Error::from(
+                UserError::new(error.to_string()).hint("`kprov plan` shows what is there; `kprov down` removes it"),
+            ),
+            late @ kprov_provision::DriveError::Deadline { .. } => late.into(),
+        })
 }
 
 struct Driver<'a> {
@@ -164,14 +187,21 @@ impl Progress for Driver<'_> {
         self.reporter.message("", &names.join(", "));
     }
     fn retrying(&self, error: &ProviderError, delay: Duration) {
-        self.reporter.note(&format!("{error}; trying again in {:.1} s", delay.as_secs_f64()));
+        self.reporter
+            .note(&format!("{error}; trying again in {:.1} s", delay.as_secs_f64()));
     }
 }
 
 /// Starts the release server where the provider gives an address for it.
-pub(super) async fn serve(prepared: &Prepared, network: &Network, binary: (camino::Utf8PathBuf, kprov_types::Digest)) -> Result<Served> {
+pub(super) async fn serve(
+    prepared: &Prepared,
+    network: &Network,
+    binary: (camino::Utf8PathBuf, kprov_types::Digest),
+) -> Result<Served> {
     let (path, digest) = binary;
-    let address = network.host_address.context("the provider gives machines no way to reach this program")?;
+    let address = network
+        .host_address
+        .context("the provider gives machines no way to reach this program")?;
     let listen = std::net::SocketAddr::from((address, ports::RELEASE));
     let listener = tokio::net::TcpListener::bind(listen).await.or_hint(
         format!("can't listen on `{listen}`, where machines fetch their release"),
@@ -181,19 +211,37 @@ pub(super) async fn serve(prepared: &Prepared, network: &Network, binary: (camin
     let content = Content::new(prepared.payload.clone())?
         .with_extra(format!("/kprov-node/{}", digest.hex()), ExtraFile::Disk(path));
     tokio::spawn(serve_release(listener, content, stop.clone()));
-    Ok(Served { urls: vec![format!("http://{listen}")], binary: digest, _stop: Some(stop.drop_guard()) })
+    Ok(Served {
+        urls: vec![format!("http://{listen}")],
+        binary: digest,
+        _stop: Some(stop.drop_guard()),
+    })
 }
 
 fn human(up: &Up) -> String {
     use std::fmt::Write as _;
-    let Up { schema_version: _, name, kubernetes, endpoint, kubeconfig, machines, seconds, timings } = up;
+    let Up {
+        schema_version: _,
+        name,
+        kubernetes,
+        endpoint,
+        kubeconfig,
+        machines,
+        seconds,
+        timings,
+    } = up;
     let mut text = String::new();
     if let Some(timings) = timings {
         text.push_str(&print::table(
             &["start", "took", "where", "step"],
             timings.iter().map(|t| {
                 let place = if t.track.is_empty() { "cluster" } else { &t.track };
-                vec![format!("{:.1} s", t.start_seconds), format!("{:.1} s", t.seconds), place.to_owned(), t.step.clone()]
+                vec![
+                    format!("{:.1} s", t.start_seconds),
+                    format!("{:.1} s", t.seconds),
+                    place.to_owned(),
+                    t.step.clone(),
+                ]
             }),
         ));
         text.push('\n');
@@ -201,7 +249,11 @@ fn human(up: &Up) -> String {
     let _ = writeln!(
         text,
         "cluster `{name}` runs Kubernetes {kubernetes} on {} at {endpoint}, ready after {seconds:.1} s\n",
-        if machines.len() == 1 { "1 machine".to_owned() } else { format!("{} machines", machines.len()) }
+        if machines.len() == 1 {
+            "1 machine".to_owned()
+        } else {
+            format!("{} machines", machines.len())
+        }
     );
     let _ = writeln!(text, "use it:     kubectl --kubeconfig {kubeconfig} get nodes");
     let _ = writeln!(text, "or merge:   kprov kubeconfig --name {name} --merge");

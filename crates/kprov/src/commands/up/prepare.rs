@@ -61,22 +61,30 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
     let provider = super::super::provider(context, spec.provider)?;
 
     context.reporter.step("", "verify the release payload");
-    let path = release.or_else(|| record.as_ref().map(|r| r.release.clone())).ok_or_else(|| {
-        UserError::new("no release payload named")
-            .hint("give one with `--release DIR`; `kprov release create` makes one from Kubernetes binaries")
-    })?;
+    let path = release
+        .or_else(|| record.as_ref().map(|r| r.release.clone()))
+        .ok_or_else(|| {
+            UserError::new("no release payload named")
+                .hint("give one with `--release DIR`; `kprov release create` makes one from Kubernetes binaries")
+        })?;
     let (payload, signature) = verified(context, &path, trust).await?;
     if trust.insecure_release {
-        context.reporter.note(&format!("warning: the payload `{path}` is {signature}"));
+        context
+            .reporter
+            .note(&format!("warning: the payload `{path}` is {signature}"));
     }
     let version = &payload.release().kubernetes;
     if let Some(record) = &record {
         check_unchanged(record, &spec, &payload)?;
     }
     if let Some(asked) = spec.version.as_ref().filter(|asked| *asked != version) {
-        return Err(UserError::new(format!("the payload `{path}` is Kubernetes {version}, not {asked}"))
-            .hint(format!("give a payload of {asked} with `--release`, or leave `--kubernetes` out"))
-            .into());
+        return Err(
+            UserError::new(format!("the payload `{path}` is Kubernetes {version}, not {asked}"))
+                .hint(format!(
+                    "give a payload of {asked} with `--release`, or leave `--kubernetes` out"
+                ))
+                .into(),
+        );
     }
     match versions::support(version.minor()) {
         Ok(versions::Support::Known) => {}
@@ -86,8 +94,9 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
             versions::NEWEST
         )),
         Err(error) => {
-            return Err(anyhow::Error::from(error)
-                .context(UserError::new(format!("Kubernetes {version} can't be used")).hint("choose a newer version")));
+            return Err(anyhow::Error::from(error).context(
+                UserError::new(format!("Kubernetes {version} can't be used")).hint("choose a newer version"),
+            ));
         }
     }
 
@@ -104,16 +113,29 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
         .hint("choose another name, or give the home directory it was made with (`--home`)")
         .into());
     }
-    Ok(Prepared { known: record.is_some() || secrets.is_some(), file, spec, payload, provider, home })
+    Ok(Prepared {
+        known: record.is_some() || secrets.is_some(),
+        file,
+        spec,
+        payload,
+        provider,
+        home,
+    })
 }
 
 /// Refuses what `up` can't change of a cluster that exists.
 fn check_unchanged(record: &Record, spec: &ClusterSpec, payload: &Payload) -> Result<()> {
-    let before = record.file.validate().context("what is kept of the cluster is not valid any more")?;
+    let before = record
+        .file
+        .validate()
+        .context("what is kept of the cluster is not valid any more")?;
     let refuse = |what: &str, old: String, new: String| -> Result<()> {
-        Err(UserError::new(format!("cluster `{}` has {what} {old}; it can't be changed to {new} by `up`", spec.name))
-            .hint("leave it as it is, or make a cluster of another name")
-            .into())
+        Err(UserError::new(format!(
+            "cluster `{}` has {what} {old}; it can't be changed to {new} by `up`",
+            spec.name
+        ))
+        .hint("leave it as it is, or make a cluster of another name")
+        .into())
     };
     if before.provider != spec.provider {
         return refuse("provider", before.provider.to_string(), spec.provider.to_string());
@@ -126,7 +148,10 @@ fn check_unchanged(record: &Record, spec: &ClusterSpec, payload: &Payload) -> Re
             "cluster `{}` was started with Kubernetes {}; `up` does not change versions, so {other} can't be used",
             spec.name, record.kubernetes
         ))
-        .hint(format!("run `up` with {}, or make a cluster of another name", record.kubernetes))
+        .hint(format!(
+            "run `up` with {}, or make a cluster of another name",
+            record.kubernetes
+        ))
         .into());
     }
     if record.release_digest != payload.digest() {
@@ -138,7 +163,11 @@ fn check_unchanged(record: &Record, spec: &ClusterSpec, payload: &Payload) -> Re
         .into());
     }
     if before.control_plane != spec.control_plane {
-        return refuse("control-plane machines:", before.control_plane.to_string(), spec.control_plane.to_string());
+        return refuse(
+            "control-plane machines:",
+            before.control_plane.to_string(),
+            spec.control_plane.to_string(),
+        );
     }
     let (a, b) = (&before.network, &spec.network);
     if (a.pods, a.services, &a.dns_domain) != (b.pods, b.services, &b.dns_domain) {
@@ -167,11 +196,17 @@ pub(crate) fn wanted(spec: &ClusterSpec) -> Wanted {
         })
         .collect();
     Wanted {
-        network: NetworkSpec { cidr: spec.network.machines, api_port: ports::API },
+        network: NetworkSpec {
+            cidr: spec.network.machines,
+            api_port: ports::API,
+        },
         disks: machines
             .iter()
             .filter(|m| m.data_disk)
-            .map(|m| DiskSpec { machine: m.name.clone(), size_gib: spec.etcd_disk_gib })
+            .map(|m| DiskSpec {
+                machine: m.name.clone(),
+                size_gib: spec.etcd_disk_gib,
+            })
             .collect(),
         machines,
     }
@@ -194,7 +229,9 @@ pub(super) fn ensure_secrets(prepared: &Prepared) -> Result<Secrets> {
     let fingerprint = pki::fingerprint(&secrets.setup_client.certificate)?;
     for (name, role) in spec.machines() {
         if role == Role::ControlPlane && !secrets.setup.contains_key(name.as_str()) {
-            secrets.setup.insert(name.to_string(), pki::setup_identity(&name, &fingerprint, now)?);
+            secrets
+                .setup
+                .insert(name.to_string(), pki::setup_identity(&name, &fingerprint, now)?);
         }
     }
     if kept.as_ref() != Some(&secrets) {
@@ -204,7 +241,12 @@ pub(super) fn ensure_secrets(prepared: &Prepared) -> Result<Secrets> {
 }
 
 /// The administrator's kubeconfig: kept as it is while its certificate has time left.
-pub(super) fn ensure_kubeconfig(home: &ClusterHome, spec: &ClusterSpec, secrets: &Secrets, network: &Network) -> Result<()> {
+pub(super) fn ensure_kubeconfig(
+    home: &ClusterHome,
+    spec: &ClusterSpec,
+    secrets: &Secrets,
+    network: &Network,
+) -> Result<()> {
     let now = Timestamp::now();
     let path = home.kubeconfig();
     if let Ok(text) = std::fs::read_to_string(&path)
@@ -214,11 +256,21 @@ pub(super) fn ensure_kubeconfig(home: &ClusterHome, spec: &ClusterSpec, secrets:
         return Ok(());
     }
     let admin = pki::admin(&secrets.cluster, now)?;
-    home.keep_kubeconfig(&kubeconfig(&spec.name, &secrets.cluster.ca, &admin, &network.endpoint.url()))
+    home.keep_kubeconfig(&kubeconfig(
+        &spec.name,
+        &secrets.cluster.ca,
+        &admin,
+        &network.endpoint.url(),
+    ))
 }
 
 /// A kubeconfig whose cluster, user and context have the cluster's name.
-pub(super) fn kubeconfig(cluster: &kprov_types::ClusterName, ca: &KeyPairPem, client: &KeyPairPem, server: &str) -> String {
+pub(super) fn kubeconfig(
+    cluster: &kprov_types::ClusterName,
+    ca: &KeyPairPem,
+    client: &KeyPairPem,
+    server: &str,
+) -> String {
     Kubeconfig {
         cluster: cluster.as_str(),
         user: &format!("{cluster}-admin"),
@@ -243,7 +295,9 @@ pub(super) fn settings(prepared: &Prepared, observed: &Observed, network: &Netwo
     for (name, role) in spec.machines() {
         if role == Role::ControlPlane {
             let machine = observed.machines.iter().find(|m| m.name == name);
-            let address = machine.and_then(|m| m.address).with_context(|| format!("machine `{name}` has no address"))?;
+            let address = machine
+                .and_then(|m| m.address)
+                .with_context(|| format!("machine `{name}` has no address"))?;
             members.push(Member { name, address });
         }
     }
