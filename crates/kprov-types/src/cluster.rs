@@ -400,23 +400,24 @@ mod tests {
 
     #[test]
     fn refuses_with_the_path() {
-        let cases: &[(&str, fn(&mut ClusterFile))] = &[
+        type Edit = fn(&mut ClusterFile);
+        let cases: &[(&str, Edit)] = &[
             ("apiVersion", |f| f.api_version = "v1".into()),
             ("kind", |f| f.kind = "Custer".into()),
             ("spec.controlPlane.count", |f| f.spec.control_plane.count = 2),
             ("spec.workers.count", |f| f.spec.workers.count = 5001),
             ("spec.network.pods", |f| f.spec.workers.count = 300),
             ("spec.network.pods", |f| {
-                f.spec.network.pods = "10.244.1.0/16".parse().unwrap()
+                f.spec.network.pods = "10.244.1.0/16".parse().unwrap();
             }),
             ("spec.network.services", |f| {
-                f.spec.network.services = "10.244.0.0/16".parse().unwrap()
+                f.spec.network.services = "10.244.0.0/16".parse().unwrap();
             }),
             ("spec.network.machines", |f| {
-                f.spec.network.machines = Some("10.96.1.0/24".parse().unwrap())
+                f.spec.network.machines = Some("10.96.1.0/24".parse().unwrap());
             }),
             ("spec.network.machines", |f| {
-                f.spec.network.machines = Some("192.168.7.0/30".parse().unwrap())
+                f.spec.network.machines = Some("192.168.7.0/30".parse().unwrap());
             }),
             ("spec.network.dnsDomain", |f| f.spec.network.dns_domain = "a..b".into()),
         ];
