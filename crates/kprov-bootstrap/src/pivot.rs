@@ -6,8 +6,10 @@
 
 mod observe;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
 use kprov_types::names::MachineName;
 use kprov_types::node::ControlPlaneSettings;
 use kprov_types::ports::FIRST_REVISION;
@@ -24,6 +26,9 @@ pub struct Expectation {
     pub workers: Vec<MachineName>,
     /// Whether CoreDNS was applied.
     pub coredns: bool,
+    /// Machines that were started again, and since when: what the API tells of their pods from before is no longer so, and
+    /// until their kubelet reports again nobody corrects it.
+    pub started: BTreeMap<MachineName, Timestamp>,
 }
 
 impl Expectation {
@@ -33,6 +38,7 @@ impl Expectation {
             control_plane: settings.members.iter().map(|m| m.name.clone()).collect(),
             workers,
             coredns: settings.release.image(ImageComponent::Coredns).is_some(),
+            started: BTreeMap::new(),
         }
     }
 }
@@ -75,6 +81,8 @@ pub struct PodSeen {
     pub ready: bool,
     /// Its revision.
     pub revision: Option<u16>,
+    /// When its container started.
+    pub started: Option<Timestamp>,
 }
 
 /// A Deployment.
@@ -115,6 +123,8 @@ pub enum Waiting {
         /// The component.
         component: String,
     },
+    /// Pods of a machine that was started again are told of as they were before.
+    Restart(MachineName),
     /// A machine's kube-proxy is not ready.
     KubeProxy(MachineName),
     /// A node is not Ready; the kubelet's words.
@@ -141,6 +151,7 @@ impl fmt::Display for Waiting {
             } => write!(f, "`{name}` ({available} of {wanted} available)"),
             Self::StaticPods(machine) => write!(f, "the kubelet of `{machine}` to report its static pods"),
             Self::Standby { machine, component } => write!(f, "the temporary {component} on `{machine}` to go"),
+            Self::Restart(machine) => write!(f, "the pods on `{machine}` to start again"),
             Self::KubeProxy(machine) => write!(f, "kube-proxy on `{machine}`"),
             Self::NotReady { machine, why } if why.is_empty() => write!(f, "`{machine}` to be Ready"),
             Self::NotReady { machine, why } => write!(f, "`{machine}` to be Ready: {why}"),
@@ -170,6 +181,7 @@ pub fn judge(expected: &Expectation, seen: &Observation) -> PivotState {
         control_plane,
         workers,
         coredns,
+        started,
     } = expected;
     let node = |machine: &MachineName| seen.nodes.iter().find(|n| n.name == machine.as_str());
     let pods = |machine: &MachineName| {
@@ -180,6 +192,11 @@ pub fn judge(expected: &Expectation, seen: &Observation) -> PivotState {
     };
     let machines = || control_plane.iter().chain(workers);
     let mut waiting = Vec::new();
+    for (machine, since) in started {
+        if pods(machine).any(|p| p.started.is_some_and(|s| s < *since)) {
+            waiting.push(Waiting::Restart(machine.clone()));
+        }
+    }
     waiting.extend(machines().filter(|m| node(m).is_none()).cloned().map(Waiting::Node));
     for machine in control_plane {
         if node(machine).is_some_and(|n| !n.control_plane) {

@@ -22,10 +22,6 @@ use crate::volume::{self, VolumeError};
 const RENEWAL: Duration = Duration::from_hours(12);
 /// The file of etcd's static pod.
 const ETCD_MANIFEST: &str = "/etc/kubernetes/manifests/etcd.yaml";
-/// What a bundle's settings say in `extra` when this machine joins a cluster that has run before: its etcd then never
-/// begins a new one.
-const ETCD_EXTRA: &str = "etcd";
-const ETCD_EXISTING: &str = "existing";
 
 /// Why the control plane cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -132,12 +128,7 @@ impl ControlPlane {
             files::remove(manifest)?;
         }
         if !manifest.exists() {
-            let joins = bundle
-                .settings
-                .extra
-                .get(ETCD_EXTRA)
-                .is_some_and(|v| v == ETCD_EXISTING);
-            let before = joins || marker.exists();
+            let before = bundle.settings.etcd_exists || marker.exists();
             let start = etcd::settle(&self.etcd, &self.me, &self.all, &data, before, |m| status.note(m)).await;
             tracing::info!(state = ?start.state, members = start.members.len(), "etcd starts");
             let start = EtcdStart {

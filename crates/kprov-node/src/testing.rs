@@ -109,7 +109,7 @@ pub(crate) fn bundle() -> Bundle {
                 name: MachineName::new("demo-cp-0").unwrap(),
                 address: ADDRESS.into(),
             }],
-            extra: std::collections::BTreeMap::new(),
+            etcd_exists: false,
         },
         secrets: ClusterSecrets {
             ca: pair("ca"),

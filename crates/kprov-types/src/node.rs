@@ -1,6 +1,5 @@
 //! What a machine is told: its first-boot configuration, and for control-plane machines the bundle.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -191,9 +190,9 @@ pub struct ControlPlaneSettings {
     pub network: NodeNetwork,
     /// All control-plane machines, in order of their names. The first one begins.
     pub members: Vec<Member>,
-    /// Extra settings by name, for what later versions of kprov add; unknown ones are kept.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub extra: BTreeMap<String, String>,
+    /// Whether the cluster has run before: a machine that is set up now then joins its etcd, and never begins another.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub etcd_exists: bool,
 }
 
 /// What a control-plane machine waits for: delivered by `kprov up` over mutually pinned TLS, kept readable by root alone.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
@@ -116,7 +117,13 @@ fn pod_seen(pod: &Pod) -> PodSeen {
         mirror: pod.annotations().contains_key(MIRROR_ANNOTATION),
         ready: ready && pod.metadata.deletion_timestamp.is_none(),
         revision: pod.labels().get(REVISION_LABEL).and_then(|r| r.parse().ok()),
+        started: started(pod),
     }
+}
+
+fn started(pod: &Pod) -> Option<Timestamp> {
+    let container = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    Some(container.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0)
 }
 
 fn deployment_seen(deployment: &Deployment) -> DeploymentSeen {

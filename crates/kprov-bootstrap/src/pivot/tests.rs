@@ -9,6 +9,7 @@ fn expectation() -> Expectation {
         control_plane: vec![machine("cp-0"), machine("cp-1")],
         workers: vec![machine("w-0")],
         coredns: true,
+        started: BTreeMap::new(),
     }
 }
 
@@ -19,6 +20,7 @@ fn pod(component: &str, node: &str, mirror: bool, revision: Option<u16>) -> PodS
         mirror,
         ready: true,
         revision,
+        started: Some(Timestamp::from_second(1000).unwrap()),
     }
 }
 
@@ -147,4 +149,15 @@ fn the_standby_must_be_gone_from_every_machine() {
         }]
     );
     assert_eq!(left[0].to_string(), "the temporary kube-scheduler on `cp-1` to go");
+}
+
+#[test]
+fn what_is_told_from_before_a_restart_does_not_count() {
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let mut expected = expectation();
+    expected.started.insert(machine("w-0"), at(900));
+    assert!(judge(&expected, &finished()).is_done());
+    expected.started.insert(machine("w-0"), at(1001));
+    let state = judge(&expected, &finished());
+    assert_eq!(state.waiting, [Waiting::Restart(machine("w-0"))]);
 }

@@ -1,6 +1,5 @@
 //! A cluster that every test starts from.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -72,7 +71,7 @@ pub(crate) fn settings(kubernetes: &str, etcd: &str, members: u8) -> ControlPlan
         },
         network: network(),
         members: (0..members).map(member).collect(),
-        extra: BTreeMap::new(),
+        etcd_exists: false,
     }
 }
 

@@ -80,7 +80,10 @@ async fn take_over(
         .filter(|(_, role)| *role == Role::Worker)
         .map(|(name, _)| name)
         .collect();
-    let expected = Expectation::new(settings, workers);
+    let expected = Expectation {
+        started: prepared.started(now),
+        ..Expectation::new(settings, workers)
+    };
     pivot::wait(&client, &expected, Instant::now() + NEVER, |progress| match progress {
         pivot::Progress::State(state) => show(reporter, &expected, state, ready),
         pivot::Progress::Unobservable(error) => tracing::info!("{error}"),
@@ -127,6 +130,7 @@ fn machine(waiting: &Waiting) -> Option<&MachineName> {
         | Waiting::ApiServer(machine)
         | Waiting::StaticPods(machine)
         | Waiting::Standby { machine, .. }
+        | Waiting::Restart(machine)
         | Waiting::KubeProxy(machine)
         | Waiting::NotReady { machine, .. }
         | Waiting::Kubelet(machine) => Some(machine),

@@ -118,8 +118,12 @@ async fn clean_up_after_nothing(prepared: &Prepared) {
     let Ok(observed) = provider.observe(&spec.name).await else {
         return;
     };
-    if observed.machines.is_empty() && observed.disks.is_empty() && provider.remove_network(&spec.name).await.is_ok() {
-        // A failure here would only hide the one that is being reported.
+    if !observed.machines.is_empty() || !observed.disks.is_empty() {
+        return;
+    }
+    // A failure here would only hide the one that is being reported.
+    let removed = provider.remove_network(&spec.name).await;
+    if removed.is_ok() || observed.network.is_none() {
         let _ = home.forget();
     }
 }

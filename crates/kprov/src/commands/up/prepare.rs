@@ -1,17 +1,19 @@
 //! What `up` checks and makes before there is any machine.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kprov_bootstrap::pki::{self, Authority, Credentials, Kubeconfig};
 use kprov_bootstrap::versions;
 use kprov_provider::Provider;
 use kprov_provision::Wanted;
 use kprov_release::Payload;
 use kprov_types::cluster::{ClusterFile, ClusterSpec};
-use kprov_types::machine::{DiskSpec, FirstBoot, MachineSpec, Network, NetworkSpec, Observed};
+use kprov_types::machine::{DiskSpec, FirstBoot, MachineSpec, MachineState, Network, NetworkSpec, Observed};
 use kprov_types::node::{ControlPlaneSettings, KeyPairPem, Member, NodeNetwork};
-use kprov_types::{Role, ports};
+use kprov_types::{MachineName, Role, ports};
 
 use super::super::Context;
 use super::super::release::verified;
@@ -34,9 +36,24 @@ pub(crate) struct Prepared {
     pub home: ClusterHome,
     /// Whether an earlier `up` got as far as keeping something.
     pub known: bool,
+    /// Whether an earlier `up` came to its end.
+    pub complete: bool,
+    /// The machines that ran before this `up`.
+    pub running: Vec<MachineName>,
 }
 
 impl Prepared {
+    /// The machines that this `up` starts, and since when what the API tells of them is new. The seconds allow for clocks
+    /// that differ.
+    pub(crate) fn started(&self, now: Timestamp) -> BTreeMap<MachineName, Timestamp> {
+        let since = now.saturating_sub(SignedDuration::from_secs(5)).unwrap_or(now);
+        let names = self.spec.machines().into_iter().map(|(name, _)| name);
+        names
+            .filter(|name| !self.running.contains(name))
+            .map(|name| (name, since))
+            .collect()
+    }
+
     /// What is kept of it.
     pub(crate) fn record(&self, complete: bool) -> Record {
         Record {
@@ -44,7 +61,7 @@ impl Prepared {
             kubernetes: self.payload.release().kubernetes.clone(),
             release: camino::absolute_utf8(self.payload.root()).unwrap_or_else(|_| self.payload.root().to_owned()),
             release_digest: self.payload.digest(),
-            complete,
+            complete: complete || self.complete,
         }
     }
 }
@@ -115,6 +132,13 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
     }
     Ok(Prepared {
         known: record.is_some() || secrets.is_some(),
+        complete: record.is_some_and(|r| r.complete),
+        running: observed
+            .machines
+            .iter()
+            .filter(|m| m.state == MachineState::Running)
+            .map(|m| m.name.clone())
+            .collect(),
         file,
         spec,
         payload,
@@ -223,7 +247,7 @@ pub(super) fn ensure_secrets(prepared: &Prepared) -> Result<Secrets> {
             cluster: pki::generate_secrets(&spec.name, now)?,
             join_token: pki::generate_join_token()?,
             setup_client: pki::setup_client(now)?.pair,
-            setup: std::collections::BTreeMap::new(),
+            setup: BTreeMap::new(),
         },
     };
     let fingerprint = pki::fingerprint(&secrets.setup_client.certificate)?;
@@ -309,7 +333,7 @@ pub(super) fn settings(prepared: &Prepared, observed: &Observed, network: &Netwo
         endpoint: network.endpoint.clone(),
         network: node_network(spec),
         members,
-        extra: std::collections::BTreeMap::new(),
+        etcd_exists: prepared.complete,
     })
 }
 
