@@ -29,17 +29,6 @@ pub(crate) struct Cli {
 /// Options every command has.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
-    /// How results are printed on stdout.
-    #[arg(
-        short,
-        long,
-        global = true,
-        value_enum,
-        default_value_t,
-        value_name = "FORMAT",
-        help_heading = "Output"
-    )]
-    pub output: Output,
     /// How progress is shown on stderr.
     #[arg(
         long,
@@ -59,6 +48,21 @@ pub(crate) struct Global {
     /// Where clusters' secrets and kubeconfigs are kept [default: ~/.kprov].
     #[arg(long, global = true, env = "KPROV_HOME", value_name = "DIR", help_heading = "Output")]
     pub home: Option<Utf8PathBuf>,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct OutputArgs {
+    /// How the result is printed on stdout.
+    #[arg(
+        short,
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        help_heading = "Output"
+    )]
+    pub(crate) output: Output,
 }
 
 /// Output formats.
@@ -95,11 +99,11 @@ pub(crate) enum Command {
     /// Remove a cluster with everything that was made for it, its data disks included.
     Down(DownArgs),
     /// Show what `up` would do, and do nothing.
-    Plan(ClusterArgs),
+    Plan(PlanArgs),
     /// Show a cluster's machines, nodes and control plane.
-    Status(NameArgs),
+    Status(StatusArgs),
     /// List the clusters that are known here.
-    List,
+    List(OutputArgs),
     /// Print a cluster's kubeconfig, or merge it into yours.
     Kubeconfig(KubeconfigArgs),
     /// Make, check and offer release payloads.
@@ -160,6 +164,28 @@ pub(crate) struct ClusterArgs {
     pub network: Option<ipnet::Ipv4Net>,
 }
 
+/// Arguments of `plan`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlanArgs {
+    /// What the cluster should be.
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StatusArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub(crate) name: NameArgs,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 /// Arguments of `up`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct UpArgs {
@@ -175,6 +201,9 @@ pub(crate) struct UpArgs {
     /// Give up after this many seconds without the cluster being ready.
     #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     pub timeout: u64,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// Which signatures are trusted.
@@ -197,6 +226,9 @@ pub(crate) struct DownArgs {
     /// Don't ask.
     #[arg(short, long)]
     pub yes: bool,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// Arguments of `kubeconfig`.
@@ -222,11 +254,17 @@ pub(crate) enum ReleaseCommand {
         /// Which signatures are trusted.
         #[command(flatten)]
         trust: TrustArgs,
+        /// How the result is printed.
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Show what a payload consists of.
     Show {
         /// The payload's directory.
         path: Utf8PathBuf,
+        /// How the result is printed.
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Offer a payload to machines over HTTP.
     Serve {
@@ -280,4 +318,17 @@ pub(crate) struct ReleaseCreateArgs {
     /// Image registry, for `--online`.
     #[arg(long, value_name = "URL", requires = "online")]
     pub registry: Option<String>,
+    /// How the result is printed on stdout (`-o` is the payload's directory here).
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT", help_heading = "Output")]
+    pub(crate) output: Output,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn options_do_not_contradict_each_other() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -249,7 +249,6 @@ mod tests {
     #[test]
     fn steps_follow_each_other_and_are_timed() {
         let global = Global {
-            output: crate::cli::Output::Human,
             progress: Progress::None,
             no_progress: false,
             verbose: 0,

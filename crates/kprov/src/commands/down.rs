@@ -21,7 +21,7 @@ struct Removed {
 }
 
 pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
-    let DownArgs { name, yes } = args;
+    let DownArgs { name, yes, output } = args;
     let home = context.home.pick(name.name.as_ref())?;
     let record = home.record()?;
     let provider_name = record
@@ -57,7 +57,7 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
         name: home.name.clone(),
         left,
     };
-    print::result(context.output, &removed, human)?;
+    print::result(output.output, &removed, human)?;
     if removed.left.is_empty() {
         Ok(())
     } else {

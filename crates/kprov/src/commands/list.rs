@@ -5,6 +5,7 @@ use kprov_types::{ClusterName, KubernetesVersion, cluster};
 use serde::Serialize;
 
 use super::Context;
+use crate::cli::Output;
 use crate::print;
 
 #[derive(Debug, Serialize)]
@@ -29,7 +30,7 @@ struct Entry {
     state: &'static str,
 }
 
-pub(super) async fn run(context: &Context) -> Result<()> {
+pub(super) async fn run(context: &Context, output: Output) -> Result<()> {
     let mut clusters = Vec::new();
     for provider_name in cluster::Provider::ALL {
         let provider = super::provider(context, *provider_name)?;
@@ -65,7 +66,7 @@ pub(super) async fn run(context: &Context) -> Result<()> {
         }
     }
     print::result(
-        context.output,
+        output,
         &Listing {
             schema_version: 1,
             clusters,

@@ -19,7 +19,7 @@ use kprov_provider::Provider;
 use kprov_provider_local::{LocalConfig, LocalProvider};
 use kprov_types::cluster;
 
-use crate::cli::{Cli, Command, Output};
+use crate::cli::{Cli, Command};
 use crate::failure::UserError;
 use crate::home::Home;
 use crate::print;
@@ -27,8 +27,6 @@ use crate::progress::Reporter;
 
 /// What every command gets.
 pub(crate) struct Context {
-    /// How results are printed.
-    pub output: Output,
     /// Where secrets are kept.
     pub home: Home,
     /// Where progress goes.
@@ -51,7 +49,6 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         _ => {}
     }
     let context = Context {
-        output: global.output,
         home: Home::open(global.home.as_deref())?,
         reporter: Reporter::new(&global),
     };
@@ -65,7 +62,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             Command::Down(args) => interruptible(&context, "down", down::run(&context, args)).await,
             Command::Plan(args) => plan::run(&context, args).await,
             Command::Status(args) => status::run(&context, args).await,
-            Command::List => list::run(&context).await,
+            Command::List(args) => list::run(&context, args.output).await,
             Command::Kubeconfig(args) => kubeconfig::run(&context, &args),
             Command::Release(command) => release::run(&context, command).await,
             Command::Schema | Command::Completions { .. } | Command::Man { .. } | Command::MachineRoom => Ok(()),

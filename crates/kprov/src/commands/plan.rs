@@ -6,7 +6,7 @@ use kprov_types::ClusterName;
 use serde::Serialize;
 
 use super::{Context, up};
-use crate::cli::ClusterArgs;
+use crate::cli::PlanArgs;
 use crate::config;
 use crate::failure::UserError;
 use crate::print;
@@ -22,8 +22,8 @@ struct Planned {
     surplus: Vec<String>,
 }
 
-pub(super) async fn run(context: &Context, args: ClusterArgs) -> Result<()> {
-    let wanted = config::load(&args, |name| {
+pub(super) async fn run(context: &Context, args: PlanArgs) -> Result<()> {
+    let wanted = config::load(&args.cluster, |name| {
         let record = context.home.cluster(name).record().ok().flatten()?;
         Some((record.file, Some(record.release)))
     })?;
@@ -51,7 +51,7 @@ pub(super) async fn run(context: &Context, args: ClusterArgs) -> Result<()> {
         actions,
         surplus: surplus.iter().map(ToString::to_string).collect(),
     };
-    print::result(context.output, &planned, human)
+    print::result(args.output.output, &planned, human)
 }
 
 fn human(planned: &Planned) -> String {

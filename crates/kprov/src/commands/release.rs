@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::Context as Kprov;
-use crate::cli::{ReleaseCommand, ReleaseCreateArgs, TrustArgs};
+use crate::cli::{Output, ReleaseCommand, ReleaseCreateArgs, TrustArgs};
 use crate::failure::{OrHint as _, UserError};
 use crate::print;
 
@@ -20,8 +20,8 @@ const OWN_KEY: &str = "release.key";
 pub(super) async fn run(context: &Kprov, command: ReleaseCommand) -> Result<()> {
     match command {
         ReleaseCommand::Create(args) => make(context, args).await,
-        ReleaseCommand::Verify { path, trust } => verify(context, &path, &trust).await,
-        ReleaseCommand::Show { path } => show(context, &path),
+        ReleaseCommand::Verify { path, trust, output } => verify(context, &path, &trust, output.output).await,
+        ReleaseCommand::Show { path, output } => show(&path, output.output),
         ReleaseCommand::Serve { path, listen } => serve(context, &path, listen).await,
         ReleaseCommand::Keygen { out } => keygen(context, &out),
     }
@@ -52,6 +52,7 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
         advisory,
         download_site,
         registry,
+        output,
     } = args;
     let arch = Arch::current().ok_or_else(|| UserError::new("kprov makes payloads on amd64 and arm64 only"))?;
     let signing_key = match (unsigned, sign_key) {
@@ -92,12 +93,12 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
             .map_err(|e| hinted(e.hint(), e))?
     };
     context.reporter.done("");
-    describe(context, &payload, None)
+    describe(output, &payload, None)
 }
 
-async fn verify(context: &Kprov, path: &Utf8Path, trust: &TrustArgs) -> Result<()> {
+async fn verify(context: &Kprov, path: &Utf8Path, trust: &TrustArgs, output: Output) -> Result<()> {
     let (payload, signature) = verified(context, path, trust).await?;
-    describe(context, &payload, Some(signature))
+    describe(output, &payload, Some(signature))
 }
 
 /// Opens a payload and checks its signature and every digest; the signature is described in words.
@@ -118,12 +119,12 @@ pub(super) async fn verified(context: &Kprov, path: &Utf8Path, trust: &TrustArgs
     .await?
 }
 
-fn show(context: &Kprov, path: &Utf8Path) -> Result<()> {
+fn show(path: &Utf8Path, output: Output) -> Result<()> {
     let payload = Payload::open(path).map_err(|e| hinted(e.hint(), e))?;
-    describe(context, &payload, None)
+    describe(output, &payload, None)
 }
 
-fn describe(context: &Kprov, payload: &Payload, signature: Option<String>) -> Result<()> {
+fn describe(output: Output, payload: &Payload, signature: Option<String>) -> Result<()> {
     let shown = Shown {
         schema_version: 1,
         path: payload.root(),
@@ -131,7 +132,7 @@ fn describe(context: &Kprov, payload: &Payload, signature: Option<String>) -> Re
         signature,
         release: payload.release(),
     };
-    print::result(context.output, &shown, human)
+    print::result(output, &shown, human)
 }
 
 fn human(shown: &Shown<'_>) -> String {

@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use serde::Serialize;
 
 use super::Context;
-use crate::cli::NameArgs;
+use crate::cli::StatusArgs;
 use crate::failure::UserError;
 use crate::home::ClusterHome;
 use crate::print;
@@ -80,8 +80,8 @@ struct ComponentStatus {
     desired: i32,
 }
 
-pub(super) async fn run(context: &Context, args: NameArgs) -> Result<()> {
-    let home = context.home.pick(args.name.as_ref())?;
+pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<()> {
+    let home = context.home.pick(args.name.name.as_ref())?;
     let record = home.record()?;
     let provider_name = record
         .as_ref()
@@ -101,7 +101,7 @@ pub(super) async fn run(context: &Context, args: NameArgs) -> Result<()> {
         machines: observed.machines.iter().map(machine).collect(),
         api: api(&home).await,
     };
-    print::result(context.output, &status, human)
+    print::result(args.output.output, &status, human)
 }
 
 fn network(network: &Network) -> NetworkStatus {

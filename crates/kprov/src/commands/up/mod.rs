@@ -49,6 +49,7 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<()> {
         trust,
         timings,
         timeout,
+        output,
     } = args;
     let limit = Duration::from_secs(timeout);
     let prepared = prepare::prepare(context, &cluster, &trust).await?;
@@ -74,7 +75,7 @@ pub(super) async fn run(context: &Context, args: UpArgs) -> Result<()> {
         seconds: context.reporter.elapsed().as_secs_f64(),
         timings: timings.then(|| context.reporter.timings()),
     };
-    print::result(context.output, &up, human)
+    print::result(output.output, &up, human)
 }
 
 async fn ensure(context: &Context, prepared: &Prepared) -> Result<Observed> {
