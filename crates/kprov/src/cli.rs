@@ -10,13 +10,7 @@ use kprov_types::{ClusterName, KubernetesVersion};
 /// `kprov up` makes machines, network and disks and ends in a running self-hosted cluster. Run again, it makes only what
 /// is missing.
 #[derive(Debug, Parser)]
-#[command(
-    name = "kprov",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true,
-    max_term_width = 110
-)]
+#[command(name = "kprov", version, arg_required_else_help = true, max_term_width = 110)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
