@@ -134,7 +134,8 @@ pub(crate) fn from_binaries(
     more: &[String],
 ) -> Result<Payload> {
     let host = debian_host_programs()?;
-    let mut args = vec!["--no-host".to_owned()];
+    // The first directory that has a program wins; only iptables comes from this host.
+    let mut args = Vec::new();
     for dir in [
         binaries.to_owned(),
         host.join("usr/bin"),

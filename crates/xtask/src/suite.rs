@@ -39,7 +39,7 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
 
     nextest_present()?;
     let mut nextest = cargo();
-    lint(nextest.args(["nextest", "run", "--locked", "--workspace"]));
+    lint(nextest.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]));
     nextest
         .env("KPROV_BIN", &programs.dir)
         .env(
