@@ -124,6 +124,33 @@ mod tests {
     use super::*;
     use crate::failure::render;
 
+    fn workspace(path: &str) -> Utf8PathBuf {
+        Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+    }
+
+    #[test]
+    fn examples_are_valid() {
+        let mut count = 0;
+        for entry in workspace("examples").read_dir_utf8().unwrap() {
+            let path = entry.unwrap().into_path();
+            read(&path)
+                .unwrap()
+                .validate()
+                .unwrap_or_else(|e| panic!("`{path}`: {e}"));
+            count += 1;
+        }
+        assert!(count >= 2);
+    }
+
+    /// `docs/cluster.schema.json` is what `kprov schema` prints. Write it anew with
+    /// `cargo run -p kprov -- schema > docs/cluster.schema.json`.
+    #[test]
+    fn the_published_schema_is_current() {
+        let published = std::fs::read_to_string(workspace("docs/cluster.schema.json")).unwrap();
+        let schema = schemars::schema_for!(ClusterFile);
+        assert_eq!(published, serde_json::to_string_pretty(&schema).unwrap() + "\n");
+    }
+
     #[test]
     fn errors_name_file_line_and_field() {
         let text = "apiVersion: kprov.io/v1alpha1\nkind: Cluster\nmetadata:\n  name: demo\nspec:\n  controlPlan:\n    count: 1\n";

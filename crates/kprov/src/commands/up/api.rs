@@ -114,6 +114,14 @@ fn show(reporter: &Reporter, expected: &Expectation, state: &PivotState, ready: 
             .cloned()
             .collect(),
     );
+    // Control-plane machines tell of themselves; of workers the API does.
+    for worker in &expected.workers {
+        match state.waiting.iter().find(|w| machine(w) == Some(worker)) {
+            Some(Waiting::Node(_)) => reporter.step(worker.as_str(), "booting"),
+            Some(_) => reporter.step(worker.as_str(), "joining"),
+            None => reporter.done(worker.as_str()),
+        }
+    }
     let mut words: Vec<String> = state.waiting.iter().take(4).map(ToString::to_string).collect();
     if state.waiting.len() > words.len() {
         words.push(format!("{} more", state.waiting.len() - words.len()));
