@@ -28,9 +28,14 @@ impl Traces {
             };
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             // Whatever else runs on the host comes and goes; these are what clusters consist of.
-            let ours = ["kprov", "kube", "etcd", "containerd", "/pause", "runc", "coredns"];
-            let tools = ["xtask", "nextest", "kprov_e2e", "rustc", "cargo"];
-            if ours.iter().any(|o| line.contains(o)) && !tools.iter().any(|t| line.contains(t)) {
+            let program = line
+                .split(' ')
+                .next()
+                .and_then(|p| p.rsplit('/').next())
+                .unwrap_or_default();
+            let ours = ["kprov-node", "kube", "etcd", "containerd", "pause", "runc", "coredns"];
+            let group = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            if program == "kprov" || ours.iter().any(|o| program.starts_with(o)) || group.contains("/kprov/") {
                 let pid = entry.file_name();
                 if pid.to_string_lossy().bytes().all(|b| b.is_ascii_digit()) && !own_or_test(&pid.to_string_lossy()) {
                     all.insert(format!("process {} {line}", pid.to_string_lossy()));
