@@ -274,7 +274,7 @@ pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
     run(Command::new("make")
         .current_dir(&source)
         .env("PATH", format!("/usr/lib/go-1.19/bin:{path}"))
-        .env("GOCACHE", root.join("gocache"))
+        .env("GOCACHE", source.join("_output/gocache"))
         .env("GOFLAGS", "")
         .env("KUBE_GIT_VERSION_FILE", &stamp)
         .env("KUBE_STATIC_OVERRIDES", COMPONENTS.join(" "))
@@ -295,10 +295,8 @@ pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
         std::fs::copy(&from, unfinished.join(component)).with_context(|| format!("the build left no `{from}`"))?;
     }
     std::fs::rename(&unfinished, &bin)?;
-    // The sources and Go's cache are some 4 GB that nothing needs any more.
-    for done in ["kubernetes", "gocache"] {
-        std::fs::remove_dir_all(root.join(done))?;
-    }
+    // The sources and what was built on the way are some gigabytes that nothing needs any more.
+    std::fs::remove_dir_all(&source).with_context(|| format!("can't remove `{source}`"))?;
     Ok(bin)
 }
 
