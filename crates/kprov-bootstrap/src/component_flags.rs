@@ -27,7 +27,7 @@ pub(crate) fn apiserver_grace_seconds(features: &Features) -> u32 {
     if features.shutdown_watch_grace {
         SHUTDOWN_DELAY_SECONDS + WATCH_GRACE_SECONDS + 15
     } else {
-        SHUTDOWN_DELAY_SECONDS + 10
+        SHUTDOWN_DELAY_SECONDS + 5
     }
 }
 
