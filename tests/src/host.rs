@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 
 /// Everything that a cluster could leave behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +29,10 @@ impl Traces {
             let Ok(line) = fs::read(entry.path().join("cmdline")) else {
                 continue;
             };
+            // A zombie has ended; the host's init collects it in its own time.
+            if line.is_empty() {
+                continue;
+            }
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
             // Whatever else runs on the host comes and goes; these are what clusters consist of.
             let program = line
@@ -70,8 +77,18 @@ impl Traces {
     }
 
     /// What is here and was not in `before`.
-    pub fn new_since(&self, before: &Self) -> Vec<String> {
+    fn new_since(&self, before: &Self) -> Vec<String> {
         self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// Waits until nothing is here that was not in `before`, or names what is.
+    pub fn nothing_left(before: &Self) -> Result<()> {
+        // Containers' last processes may take a moment to go.
+        crate::wait_for("nothing left", Duration::from_secs(10), || {
+            let new = Self::list().new_since(before);
+            ensure!(new.is_empty(), "left behind: {new:#?}");
+            Ok(())
+        })
     }
 
     /// What was in `before` and isn't here: someone else's things that were taken away.

@@ -90,9 +90,7 @@ fn payloads_that_are_not_right() -> Result<()> {
         !cluster.home().join("clusters").exists(),
         "something was kept of a cluster that never was"
     );
-    let new = Traces::list().new_since(&before);
-    ensure!(new.is_empty(), "left behind: {new:#?}");
-    Ok(())
+    Traces::nothing_left(&before)
 }
 
 #[test]
@@ -215,9 +213,7 @@ fn what_the_host_has_not_got() -> Result<()> {
     }
     refused(&out, 1, &["hint:", "space"])?;
 
-    let new = Traces::list().new_since(&before);
-    ensure!(new.is_empty(), "left behind: {new:#?}");
-    Ok(())
+    Traces::nothing_left(&before)
 }
 
 /// A listener at an address that the host has not got yet (`IP_FREEBIND`, ip(7)).
@@ -256,9 +252,7 @@ fn a_machine_that_never_boots_and_a_taken_name() -> Result<()> {
         refused(&up.output()?, 1, &["control-plane machines", "hint:"])?;
         cluster.down()?;
     }
-    let new = Traces::list().new_since(&before);
-    ensure!(new.is_empty(), "left behind: {new:#?}");
-    Ok(())
+    Traces::nothing_left(&before)
 }
 
 /// Ctrl-C ends `up` at once and says how to go on.

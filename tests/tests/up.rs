@@ -26,7 +26,7 @@ fn one_machine() -> Result<()> {
             power_cut(&cluster, &kubectl, &payload)?;
             cluster.down()?;
         }
-        nothing_left(&before)?;
+        Traces::nothing_left(&before)?;
     }
     Ok(())
 }
@@ -57,7 +57,7 @@ fn three_and_two() -> Result<()> {
         kubectl.run(&["get", "nodes"])?;
         cluster.down()?;
     }
-    nothing_left(&before)
+    Traces::nothing_left(&before)
 }
 
 /// `kill -9` of `kprov up` at the boundaries of its steps, then `up` again: completes, nothing twice.
@@ -96,7 +96,7 @@ fn killed_at_every_boundary() -> Result<()> {
     eprintln!("killed at {kills} boundaries");
     cluster.down()?;
     drop(cluster);
-    nothing_left(&before)
+    Traces::nothing_left(&before)
 }
 
 /// Starts `up` and kills it at its n-th event; `false` if it ended before.
@@ -523,15 +523,6 @@ fn power_cut(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload) -> Result<
     );
     kubectl.run(&["get", "configmap", "survivor"])?;
     self_hosted(kubectl, payload, 1, 0)
-}
-
-fn nothing_left(before: &Traces) -> Result<()> {
-    // Containers' last processes may take a moment to be reaped by the host.
-    wait_for("nothing left", Duration::from_secs(10), || {
-        let new = Traces::list().new_since(before);
-        ensure!(new.is_empty(), "left behind: {new:#?}");
-        Ok(())
-    })
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
