@@ -4,6 +4,7 @@
 //! check-deps` proves it. Start reading at [`cluster`], what a person asks for, then [`release`], what a version consists
 //! of, then [`machine`] and [`node`], what providers and machines are told.
 
+pub mod api;
 pub mod cluster;
 pub mod machine;
 pub mod names;

@@ -184,6 +184,8 @@ pub struct ControlPlaneSettings {
     pub kubernetes: KubernetesVersion,
     /// The release it starts with.
     pub release: Release,
+    /// The digest of that release's `release.json`.
+    pub release_digest: Digest,
     /// The API endpoint for clients outside.
     pub endpoint: Endpoint,
     /// Address ranges.
@@ -193,6 +195,19 @@ pub struct ControlPlaneSettings {
     /// Whether the cluster has run before: a machine that is set up now then joins its etcd, and never begins another.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub etcd_exists: bool,
+}
+
+impl ControlPlaneSettings {
+    /// The same cluster, at another release.
+    #[must_use]
+    pub fn with_release(&self, release: Release, digest: Digest) -> Self {
+        Self {
+            kubernetes: release.kubernetes.clone(),
+            release,
+            release_digest: digest,
+            ..self.clone()
+        }
+    }
 }
 
 /// What a control-plane machine waits for: delivered by `kprov up` over mutually pinned TLS, kept readable by root alone.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::version::KubernetesVersion;
@@ -12,8 +13,9 @@ use crate::version::KubernetesVersion;
 pub const API_VERSION: &str = "kprov.io/v1alpha1";
 
 /// A SHA-256 digest in OCI's form, `sha256:<64 hex digits>`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct Digest(String);
 
 /// A text that is not a SHA-256 digest.
@@ -134,9 +136,23 @@ pub enum ImageComponent {
     Coredns,
     /// The container that holds a pod's namespaces.
     Pause,
+    /// kprov's own operator.
+    KprovOperator,
 }
 
 impl ImageComponent {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::KubeApiserver,
+        Self::KubeControllerManager,
+        Self::KubeScheduler,
+        Self::KubeProxy,
+        Self::Etcd,
+        Self::Coredns,
+        Self::Pause,
+        Self::KprovOperator,
+    ];
+
     /// The component's name, which is its binary's, image's and container's name too.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -147,6 +163,7 @@ impl ImageComponent {
             Self::Etcd => "etcd",
             Self::Coredns => "coredns",
             Self::Pause => "pause",
+            Self::KprovOperator => "kprov-operator",
         }
     }
 
@@ -245,6 +262,20 @@ pub struct Release {
     /// Security advisories this version fixes (CVE or GHSA ids).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub advisories: Vec<String>,
+    /// Which flags and feature gates each program knows, by its name (`kube-apiserver`, `kubelet`), as its `--help` listed them
+    /// when the payload was made. A program that could not be asked is missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub programs: BTreeMap<String, ProgramFacts>,
+}
+
+/// What a program can be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProgramFacts {
+    /// Its flags, without dashes, sorted.
+    pub flags: Vec<String>,
+    /// Its feature gates, sorted.
+    pub feature_gates: Vec<String>,
 }
 
 impl Release {
