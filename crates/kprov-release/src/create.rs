@@ -5,17 +5,19 @@ use std::fs;
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use kprov_types::release::{API_VERSION, Arch, FileSource, HostFile, ImageComponent, Release, ReleaseImage};
-use kprov_types::{Digest, KubernetesVersion};
+use kprov_types::KubernetesVersion;
+use kprov_types::release::{
+    API_VERSION, Arch, FileSource, HostFile, ImageComponent, ProgramFacts, Release, ReleaseImage,
+};
 
 use crate::elf::Elf;
 use crate::keys::SigningKey;
-use crate::layout::LayoutWriter;
+use crate::layout::{self, LayoutWriter};
 use crate::locate::{self, Found, Use};
 use crate::output::{self, OutputError};
 use crate::payload::{PAYLOAD_REGISTRY, Payload};
 use crate::rootfs::Rootfs;
-use crate::{program, userland};
+use crate::{facts, parallel, program, userland};
 
 /// The pause program for the architecture kprov was built for, from `pause/pause.c`.
 const PAUSE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
@@ -44,6 +46,12 @@ pub struct CreateOptions {
     pub minimum_from: Option<KubernetesVersion>,
     /// See [`Release::advisories`].
     pub advisories: Vec<String>,
+    /// Where `kprov-node` and `kprov-operator` are, if not in `from`: beside the running `kprov`.
+    pub kprov_programs: Option<Utf8PathBuf>,
+    /// Leaves those two out. Such a payload runs a cluster, but does not bring a cluster's kprov up to date.
+    pub without_kprov: bool,
+    /// Payloads whose blobs are linked (`link(2)`) where this one has the same, instead of being written again.
+    pub reuse: Vec<Utf8PathBuf>,
 }
 
 /// A program that was found nowhere.
@@ -75,6 +83,12 @@ pub enum CreateError {
         missing: Vec<Missing>,
         /// Whether the host was searched too.
         host_fallback: bool,
+    },
+    /// kprov's own programs are missing.
+    #[error("not found: {}", missing_text(.missing))]
+    NoKprov {
+        /// Both, or one.
+        missing: Vec<Missing>,
     },
     /// A file is not a program.
     #[error("`{path}` is not a 64-bit ELF program")]
@@ -188,6 +202,10 @@ impl CreateError {
                     ),
                 })
             }
+            Self::NoKprov { .. } => Some(
+                "put them beside `kprov`, or leave them out by `--without-kprov`: no upgrade to such a payload renews kprov itself"
+                    .into(),
+            ),
             Self::WrongVersion { found, .. } => Some(format!(
                 "make the release as version `{found}`, or name other directories"
             )),
@@ -206,20 +224,67 @@ impl CreateError {
 /// left alone. Blocks for some seconds.
 pub fn create(options: &CreateOptions) -> Result<Payload, CreateError> {
     output::check_place(&options.out)?;
-    let found = locate::locate(&options.from, options.host_fallback)?;
-    let mut programs = Vec::new();
-    for program in found {
-        let version = inspect(&program, options)?;
-        programs.push((program, version));
-    }
+    let programs = parallel::try_map(&locate::locate(options)?, |found| inspect(found, options))?;
     let new = output::NewDirectory::beside(&options.out)?;
-    let release = write(options, &programs, new.path())?;
+    let Carried { images, host_files } = write(options, &programs, new.path(), true)?;
+    let facts = programs
+        .into_iter()
+        .filter_map(|p| Some((p.found.name.to_owned(), p.facts?)));
+    let release = Release {
+        api_version: API_VERSION.into(),
+        kind: "Release".into(),
+        kubernetes: options.version.clone(),
+        images,
+        host_files,
+        minimum_from: options.minimum_from.clone(),
+        advisories: options.advisories.clone(),
+        programs: facts.collect(),
+    };
     output::write_release(new.path(), &release, options.signing_key.as_ref())?;
     Ok(new.become_payload(&options.out)?)
 }
 
-/// Checks a program against what the release should be, and returns its own version.
-fn inspect(found: &Found, options: &CreateOptions) -> Result<Option<String>, CreateError> {
+/// What a payload carries.
+#[derive(Default)]
+pub(crate) struct Carried {
+    pub(crate) images: BTreeMap<ImageComponent, ReleaseImage>,
+    pub(crate) host_files: Vec<HostFile>,
+}
+
+/// Writes kprov's own programs alone, for a payload that refers to other places for all else.
+pub(crate) fn carry_kprov(options: &CreateOptions, root: &Utf8Path) -> Result<Carried, CreateError> {
+    let found = locate::kprov(options)?;
+    if found.is_empty() {
+        return Ok(Carried::default());
+    }
+    let programs = parallel::try_map(&found, |found| inspect(found, options))?;
+    write(options, &programs, root, false)
+}
+
+/// A program that was looked at.
+struct Program {
+    found: Found,
+    version: Option<String>,
+    facts: Option<ProgramFacts>,
+}
+
+/// Checks a program against what the release should be, and learns its own version and what it can be told.
+fn inspect(found: &Found, options: &CreateOptions) -> Result<Program, CreateError> {
+    let version = version(found, options)?;
+    let asked = facts::ASKED.contains(&found.name) && Arch::current() == Some(options.arch);
+    Ok(Program {
+        version,
+        facts: if asked {
+            facts::ask(&found.path, found.name)
+        } else {
+            None
+        },
+        found: found.clone(),
+    })
+}
+
+/// A program's own version, where it says one.
+fn version(found: &Found, options: &CreateOptions) -> Result<Option<String>, CreateError> {
     let path = &found.path;
     check_elf(path, options.arch)?;
     let runs_here = Arch::current() == Some(options.arch);
@@ -332,95 +397,89 @@ pub(crate) fn add_libraries(tree: &mut Rootfs, libraries: &[Utf8PathBuf]) {
     }
 }
 
-/// Writes images and host files and returns the release they make.
-fn write(
-    options: &CreateOptions,
-    programs: &[(Found, Option<String>)],
-    root: &Utf8Path,
-) -> Result<Release, CreateError> {
-    let mut layout = LayoutWriter::new(root, options.arch)?;
-    let mut images = BTreeMap::new();
-    let mut host_files = Vec::new();
-    let mut add = |component: ImageComponent, image: ReleaseImage| images.insert(component, image);
-    for (program, version) in programs {
-        match program.becomes {
-            Use::HostFile(name) => {
-                let blob = layout.file(&program.path)?;
-                host_files.push(HostFile {
-                    name: name.to_owned(),
-                    arch: options.arch,
-                    digest: blob.digest,
-                    size: blob.size,
-                    source: FileSource::Carried,
-                    version: version.clone(),
-                });
-            }
-            Use::Image(component) => {
-                let entrypoint = entrypoint(component);
-                let tree = image_tree(component, &program.path, options)?;
-                let tag = match (program.kubernetes, version) {
-                    (true, _) => tag(&options.version.tag()),
-                    (false, Some(version)) => tag(version),
-                    (false, None) => UNKNOWN_VERSION.to_owned(),
-                };
-                add(
-                    component,
-                    write_image(&mut layout, component, &tag, version.clone(), &tree, &entrypoint)?,
-                );
+/// Something that was written.
+enum Written {
+    HostFile(HostFile),
+    Image(ImageComponent, ReleaseImage, Box<layout::Image>),
+}
+
+/// Writes images and host files; with `pause`, that image too where no program is it.
+fn write(options: &CreateOptions, programs: &[Program], root: &Utf8Path, pause: bool) -> Result<Carried, CreateError> {
+    let layout = LayoutWriter::new(root, options.arch, &options.reuse)?;
+    let mut written = parallel::try_map(programs, |program| write_program(options, program, &layout))?;
+    let is_pause = |p: &Program| p.found.becomes == Use::Image(ImageComponent::Pause);
+    if pause && !programs.iter().any(is_pause) {
+        written.push(write_pause(options, &layout)?);
+    }
+    let mut carried = Carried::default();
+    let mut index = Vec::new();
+    for written in written {
+        match written {
+            Written::HostFile(file) => carried.host_files.push(file),
+            Written::Image(component, image, entry) => {
+                carried.images.insert(component, image);
+                index.push(*entry);
             }
         }
     }
-    if !programs
-        .iter()
-        .any(|(p, _)| p.becomes == Use::Image(ImageComponent::Pause))
-    {
-        if Arch::current() != Some(options.arch) {
-            return Err(CreateError::NoPause { arch: options.arch });
+    layout.finish(index)?;
+    carried.host_files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(carried)
+}
+
+fn write_program(options: &CreateOptions, program: &Program, layout: &LayoutWriter) -> Result<Written, CreateError> {
+    let Program { found, version, .. } = program;
+    match found.becomes {
+        Use::HostFile(name) => {
+            let blob = layout.file(&found.path)?;
+            Ok(Written::HostFile(HostFile {
+                name: name.to_owned(),
+                arch: options.arch,
+                digest: blob.digest,
+                size: blob.size,
+                source: FileSource::Carried,
+                version: version.clone(),
+            }))
         }
-        let mut tree = Rootfs::default();
-        tree.bytes("/pause".into(), PAUSE.to_vec(), 0o755);
-        let version = Some(PAUSE_VERSION.to_owned());
-        add(
-            ImageComponent::Pause,
-            write_image(
-                &mut layout,
-                ImageComponent::Pause,
-                PAUSE_VERSION,
-                version,
-                &tree,
-                "/pause",
-            )?,
-        );
+        Use::Image(component) => {
+            let tree = image_tree(component, &found.path, options)?;
+            let tag = match (found.kubernetes, version) {
+                (true, _) => tag(&options.version.tag()),
+                (false, Some(version)) => tag(version),
+                (false, None) => UNKNOWN_VERSION.to_owned(),
+            };
+            write_image(layout, component, &tag, version.clone(), &tree)
+        }
     }
-    layout.finish()?;
-    host_files.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(Release {
-        api_version: API_VERSION.into(),
-        kind: "Release".into(),
-        kubernetes: options.version.clone(),
-        images,
-        host_files,
-        minimum_from: options.minimum_from.clone(),
-        advisories: options.advisories.clone(),
-    })
+}
+
+fn write_pause(options: &CreateOptions, layout: &LayoutWriter) -> Result<Written, CreateError> {
+    if Arch::current() != Some(options.arch) {
+        return Err(CreateError::NoPause { arch: options.arch });
+    }
+    let mut tree = Rootfs::default();
+    let component = ImageComponent::Pause;
+    tree.bytes(entrypoint(component).as_str().into(), PAUSE.to_vec(), 0o755);
+    write_image(layout, component, PAUSE_VERSION, Some(PAUSE_VERSION.to_owned()), &tree)
 }
 
 fn write_image(
-    layout: &mut LayoutWriter,
+    layout: &LayoutWriter,
     component: ImageComponent,
     tag: &str,
     version: Option<String>,
     tree: &Rootfs,
-    entrypoint: &str,
-) -> Result<ReleaseImage, CreateError> {
+) -> Result<Written, CreateError> {
     let reference = format!("{PAYLOAD_REGISTRY}/{}:{tag}", component.as_str());
-    let digest: Digest = layout.image(&reference, tree, entrypoint)?;
+    let written = layout.image(&reference, tree, &entrypoint(component))?;
+    let digest = written.digest.clone();
     tracing::debug!(%reference, %digest, "image written");
-    Ok(ReleaseImage {
+    let image = ReleaseImage {
         reference,
         digest,
         version,
-    })
+    };
+    Ok(Written::Image(component, image, Box::new(written)))
 }
 
 /// Where a component's program is in its image: where the official images have it.
@@ -454,8 +513,9 @@ fn image_tree(component: ImageComponent, path: &Utf8Path, options: &CreateOption
     Ok(tree)
 }
 
-/// A version as an image's tag, which may hold letters, digits, `_`, `.` and `-` only.
-fn tag(version: &str) -> String {
+/// A version as an image's tag, which may hold letters, digits, `_`, `.` and `-` only (OCI distribution specification 1.1,
+/// "Pulling manifests"). Build metadata becomes `_x`, as in the tags of Kubernetes' own images.
+pub(crate) fn tag(version: &str) -> String {
     version
         .chars()
         .map(|c| {

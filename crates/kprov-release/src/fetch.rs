@@ -80,6 +80,18 @@ pub enum FetchError {
         /// How many bytes were expected at most.
         limit: u64,
     },
+    /// Another number of bytes than expected.
+    #[error("`{file}` from {url} has {found} bytes, not {expected}")]
+    WrongSize {
+        /// What was wanted.
+        file: String,
+        /// Where from.
+        url: String,
+        /// How many bytes were expected.
+        expected: u64,
+        /// How many there are.
+        found: u64,
+    },
     /// Other bytes than expected.
     #[error("`{file}` from {url} has digest `{found}`, not `{expected}`")]
     Digest {
@@ -120,6 +132,40 @@ pub enum FetchError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl FetchError {
+    /// Whether what there is was altered or made wrongly: trying again is of no use. Else it could not be had, which may
+    /// pass: a source does not answer, or does not have it (yet), or the file could not be written.
+    ///
+    /// Where there are several sources, an error is bad only if none of them was out of reach.
+    pub fn is_bad(&self) -> bool {
+        match self {
+            Self::TooLarge { .. } | Self::WrongSize { .. } | Self::Digest { .. } | Self::Format { .. } => true,
+            // The disk may be full as well.
+            Self::Archive { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            ),
+            Self::Client(_)
+            | Self::NoUrl { .. }
+            | Self::Request { .. }
+            | Self::Status { .. }
+            | Self::Broken { .. }
+            | Self::Write { .. } => false,
+        }
+    }
+
+    /// Of two sources' errors the one that says more: what may pass, before wrong bytes, before what a source does not have.
+    fn or(self, later: Self) -> Self {
+        let weight = |error: &Self| match error {
+            Self::NoUrl { .. } => 0,
+            Self::Status { status, .. } if matches!(*status, StatusCode::NOT_FOUND | StatusCode::GONE) => 1,
+            error if error.is_bad() => 2,
+            _ => 3,
+        };
+        if weight(&self) > weight(&later) { self } else { later }
+    }
 }
 
 /// Something to fetch: what it is called, what it must be, and where it is.
@@ -177,14 +223,14 @@ impl Fetcher {
                     if found == *digest {
                         return payload::parse_release(&bytes).map_err(|source| FetchError::Format { url, source });
                     }
-                    failure = FetchError::Digest {
+                    failure = failure.or(FetchError::Digest {
                         file: RELEASE.into(),
                         url,
                         expected: digest.clone(),
                         found,
-                    };
+                    });
                 }
-                Err(error) => failure = error,
+                Err(error) => failure = failure.or(error),
             }
         }
         Err(failure)
@@ -285,27 +331,34 @@ impl Fetcher {
         };
         let mut hasher = Hasher::default();
         for url in &wanted.urls {
-            match self.download_from(wanted, url, file, path, &mut hasher).await {
-                Ok(()) => {
-                    let found = hasher.digest();
-                    if found == *wanted.digest {
-                        return Ok(());
+            // Whether the bytes are all of this source: another's may be what makes the whole wrong.
+            let mut alone = hasher.size() == 0;
+            loop {
+                let error = match self.download_from(wanted, url, file, path, &mut hasher).await {
+                    Ok(()) => {
+                        let found = std::mem::take(&mut hasher).digest();
+                        if found == *wanted.digest {
+                            return Ok(());
+                        }
+                        FetchError::Digest {
+                            file: wanted.file.into(),
+                            url: url.clone(),
+                            expected: wanted.digest.clone(),
+                            found,
+                        }
                     }
-                    let (file, url, expected) = (wanted.file.into(), url.clone(), wanted.digest.clone());
-                    failure = FetchError::Digest {
-                        file,
-                        url,
-                        expected,
-                        found,
-                    };
+                    Err(error @ FetchError::Write { .. }) => return Err(error),
+                    Err(error) => error,
+                };
+                if error.is_bad() {
                     hasher = Hasher::default();
+                    if !alone {
+                        alone = true;
+                        continue;
+                    }
                 }
-                Err(error @ FetchError::Write { .. }) => return Err(error),
-                Err(error @ FetchError::TooLarge { .. }) => {
-                    hasher = Hasher::default();
-                    failure = error;
-                }
-                Err(error) => failure = error,
+                failure = failure.or(error);
+                break;
             }
         }
         Err(failure)
@@ -343,7 +396,21 @@ impl Fetcher {
                 Err(_) => continue,
             };
             let status = response.status();
-            if !(status == StatusCode::PARTIAL_CONTENT && starts_at(&response, hasher.size())) {
+            let (first, length) = content_range(&response);
+            let length = match status {
+                StatusCode::OK => response.content_length(),
+                StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => length,
+                _ => None,
+            };
+            if let Some(found) = length.filter(|length| length != size) {
+                return Err(FetchError::WrongSize {
+                    file: (*name).into(),
+                    url: url.into(),
+                    expected: *size,
+                    found,
+                });
+            }
+            if !(status == StatusCode::PARTIAL_CONTENT && first == Some(hasher.size())) {
                 if status != StatusCode::OK {
                     return Err(FetchError::Status {
                         file: (*name).into(),
@@ -382,16 +449,18 @@ impl Fetcher {
     }
 }
 
-/// Whether a partial answer begins where it was asked to.
-fn starts_at(response: &Response, first: u64) -> bool {
+/// The first byte of a partial answer, and how long the whole is: `bytes 5-9/10`, `bytes */10`, `bytes 5-9/*`.
+fn content_range(response: &Response) -> (Option<u64>, Option<u64>) {
     let range = response
         .headers()
         .get(header::CONTENT_RANGE)
-        .and_then(|v| v.to_str().ok());
-    range
-        .and_then(|r| r.strip_prefix("bytes "))
-        .and_then(|r| r.split('-').next())
-        == Some(&first.to_string())
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.strip_prefix("bytes "));
+    let Some((part, whole)) = range.and_then(|r| r.split_once('/')) else {
+        return (None, None);
+    };
+    let first = part.split('-').next().and_then(|first| first.parse().ok());
+    (first, whole.parse().ok())
 }
 
 /// Fetches a small document into memory.

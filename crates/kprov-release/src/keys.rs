@@ -169,7 +169,7 @@ impl SigningKey {
     }
 
     /// Signs the bytes of a `release.json`. The result is a signature file's text; equal bytes give an equal text.
-    pub(crate) fn sign(&self, release: &[u8]) -> String {
+    pub fn sign(&self, release: &[u8]) -> String {
         let signature = BASE64.encode(self.0.sign(release).to_bytes());
         let file = SignatureFile {
             api_version: API_VERSION.into(),
@@ -196,9 +196,12 @@ impl PublicKey {
             path: path.to_owned(),
             source,
         })?;
-        ed25519_dalek::VerifyingKey::from_public_key_pem(&pem)
-            .map(Self)
-            .map_err(|_| KeyError::NotPublic { path: path.to_owned() })
+        Self::from_pem(&pem).ok_or_else(|| KeyError::NotPublic { path: path.to_owned() })
+    }
+
+    /// Reads a public key out of PEM text; `None` where that is none.
+    pub fn from_pem(pem: &str) -> Option<Self> {
+        ed25519_dalek::VerifyingKey::from_public_key_pem(pem).map(Self).ok()
     }
 
     /// Names the key.
@@ -292,13 +295,18 @@ impl TrustedKeys {
         self.0.insert(key.id(), key);
     }
 
+    /// The key of an id.
+    pub fn get(&self, id: &KeyId) -> Option<&PublicKey> {
+        self.0.get(id)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Checks a signature file's text against the bytes of a `release.json` and says whose signature it bears.
-    pub(crate) fn check(&self, release: &[u8], text: &str) -> Result<KeyId, SignatureError> {
+    pub fn check(&self, release: &[u8], text: &str) -> Result<KeyId, SignatureError> {
         let file: SignatureFile = serde_json::from_str(text).map_err(|e| SignatureError::Malformed(e.to_string()))?;
         if file.api_version != API_VERSION || file.kind != KIND {
             let found = format!("`{}` of `{}` is not known", file.kind, file.api_version);

@@ -5,7 +5,7 @@ use std::fs;
 use camino::{Utf8Path, Utf8PathBuf};
 use kprov_types::release::ImageComponent;
 
-use crate::create::{CreateError, Missing};
+use crate::create::{CreateError, CreateOptions, Missing};
 use crate::output::OutputError;
 use crate::program;
 
@@ -36,6 +36,8 @@ enum Need {
     Optional,
     /// Used where it is found in the directories.
     OptionalThere,
+    /// It is kprov's own: in the directories, or where kprov itself is.
+    Kprov,
 }
 
 /// One program a release may consist of.
@@ -44,6 +46,13 @@ struct Wanted {
     becomes: Use,
     need: Need,
     cni: bool,
+}
+
+impl Wanted {
+    fn missing(&self, places: Vec<Utf8PathBuf>, package: Option<&'static str>) -> Missing {
+        let name = self.name;
+        Missing { name, places, package }
+    }
 }
 
 const fn image(component: ImageComponent, need: Need) -> Wanted {
@@ -95,6 +104,8 @@ const WANTED: &[Wanted] = &[
     cni("host-local", "cni/host-local", PLUGINS),
     cni("loopback", "cni/loopback", PLUGINS),
     cni("portmap", "cni/portmap", Need::Optional),
+    host("kprov-node", Need::Kprov),
+    image(ImageComponent::KprovOperator, Need::Kprov),
 ];
 
 /// A program that was found.
@@ -110,9 +121,11 @@ pub(crate) struct Found {
     pub(crate) kubernetes: bool,
 }
 
-/// Finds every program in `from`, and what may come from the host there where `host_fallback` says so. All that is
-/// missing is one error.
-pub(crate) fn locate(from: &[Utf8PathBuf], host_fallback: bool) -> Result<Vec<Found>, CreateError> {
+/// Finds every program in `options.from`, and where else each may come from. All that is missing is one error.
+pub(crate) fn locate(options: &CreateOptions) -> Result<Vec<Found>, CreateError> {
+    let CreateOptions {
+        from, host_fallback, ..
+    } = options;
     for dir in from {
         fs::read_dir(dir).map_err(|source| OutputError::Read {
             path: dir.clone(),
@@ -121,47 +134,66 @@ pub(crate) fn locate(from: &[Utf8PathBuf], host_fallback: bool) -> Result<Vec<Fo
     }
     let mut found = Vec::new();
     let mut missing = Vec::new();
-    for wanted in WANTED {
-        let kubernetes = wanted.need == Need::Kubernetes;
+    for wanted in WANTED.iter().filter(|w| w.need != Need::Kprov) {
         let mut places = directories(from, wanted.cni);
-        if host_fallback && matches!(wanted.need, Need::Required(_) | Need::Optional) {
+        if *host_fallback && matches!(wanted.need, Need::Required(_) | Need::Optional) {
             places.extend(host_places(wanted.cni));
         }
-        let names: &[&str] = if kubernetes {
-            &[wanted.name, HYPERKUBE]
-        } else {
-            &[wanted.name]
-        };
-        let file = names
-            .iter()
-            .find_map(|n| places.iter().map(|d| d.join(n)).find(|p| p.is_file()));
-        match (file, wanted.need) {
-            (Some(path), _) => found.push(Found {
-                name: wanted.name,
-                becomes: wanted.becomes,
-                path,
-                kubernetes,
-            }),
+        match (find(wanted, &places), wanted.need) {
+            (Some(program), _) => found.push(program),
             (None, Need::Optional | Need::OptionalThere) => {}
-            (None, Need::Kubernetes) => missing.push(Missing {
-                name: wanted.name,
-                places,
-                package: None,
-            }),
-            (None, Need::Required(package)) => {
-                missing.push(Missing {
-                    name: wanted.name,
-                    places,
-                    package: Some(package),
-                });
-            }
+            (None, Need::Required(package)) => missing.push(wanted.missing(places, Some(package))),
+            (None, Need::Kubernetes | Need::Kprov) => missing.push(wanted.missing(places, None)),
+        }
+    }
+    if !missing.is_empty() {
+        let host_fallback = *host_fallback;
+        return Err(CreateError::Missing { missing, host_fallback });
+    }
+    found.extend(kprov(options)?);
+    Ok(found)
+}
+
+/// Finds kprov's own programs; none where the release is to be without.
+pub(crate) fn kprov(options: &CreateOptions) -> Result<Vec<Found>, CreateError> {
+    let CreateOptions {
+        from,
+        kprov_programs,
+        without_kprov,
+        ..
+    } = options;
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    for wanted in WANTED.iter().filter(|w| w.need == Need::Kprov && !without_kprov) {
+        let mut places = directories(from, wanted.cni);
+        places.extend(kprov_programs.clone());
+        match find(wanted, &places) {
+            Some(program) => found.push(program),
+            None => missing.push(wanted.missing(places, None)),
         }
     }
     if missing.is_empty() {
         Ok(found)
     } else {
-        Err(CreateError::Missing { missing, host_fallback })
+        Err(CreateError::NoKprov { missing })
     }
+}
+
+fn find(wanted: &Wanted, places: &[Utf8PathBuf]) -> Option<Found> {
+    let Wanted {
+        name, becomes, need, ..
+    } = *wanted;
+    let kubernetes = need == Need::Kubernetes;
+    let names: &[&str] = if kubernetes { &[name, HYPERKUBE] } else { &[name] };
+    let path = names
+        .iter()
+        .find_map(|n| places.iter().map(|d| d.join(n)).find(|p| p.is_file()))?;
+    Some(Found {
+        name,
+        becomes,
+        path,
+        kubernetes,
+    })
 }
 
 fn directories(from: &[Utf8PathBuf], cni: bool) -> Vec<Utf8PathBuf> {

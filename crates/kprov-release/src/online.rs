@@ -1,4 +1,4 @@
-//! Making a payload that carries nothing and refers to the official registry and download sites, each by digest.
+//! Making a payload that refers to the official registry and download sites, each by digest, and carries kprov's programs only.
 //!
 //! What is written here was read over TLS once; from then on the digests in the (signed) `release.json` decide.
 
@@ -9,6 +9,7 @@ use kprov_types::release::{API_VERSION, Arch, FileSource, HostFile, ImageCompone
 use kprov_types::{Digest, KubernetesVersion, Minor};
 use reqwest::{Client, StatusCode, header};
 
+use crate::create::{self, CreateError, CreateOptions};
 use crate::digest;
 use crate::fetch::{self, FetchError};
 use crate::keys::SigningKey;
@@ -98,6 +99,12 @@ pub struct OnlineOptions {
     pub minimum_from: Option<KubernetesVersion>,
     /// See [`Release::advisories`].
     pub advisories: Vec<String>,
+    /// Where `kprov-node` and `kprov-operator` are, which nobody publishes and the payload carries.
+    pub kprov_programs: Option<Utf8PathBuf>,
+    /// Leaves those two out; see [`CreateOptions::without_kprov`].
+    pub without_kprov: bool,
+    /// See [`CreateOptions::reuse`].
+    pub reuse: Vec<Utf8PathBuf>,
 }
 
 impl OnlineOptions {
@@ -113,6 +120,9 @@ impl OnlineOptions {
             signing_key: None,
             minimum_from: None,
             advisories: Vec::new(),
+            kprov_programs: None,
+            without_kprov: false,
+            reuse: Vec::new(),
         }
     }
 }
@@ -160,6 +170,9 @@ pub enum OnlineError {
         /// What it is.
         found: Digest,
     },
+    /// kprov's own programs could not be taken.
+    #[error(transparent)]
+    Kprov(#[from] CreateError),
     /// The payload could not be written.
     #[error(transparent)]
     Output(#[from] OutputError),
@@ -173,6 +186,7 @@ impl OnlineError {
             Self::Fetch(FetchError::Request { .. }) => {
                 Some("without the internet, make a release from a directory of programs".into())
             }
+            Self::Kprov(error) => error.hint(),
             Self::Output(error) => error.hint(),
             _ => None,
         }
@@ -223,7 +237,7 @@ fn image_name(component: ImageComponent, version: &KubernetesVersion, companions
         // CoreDNS has a path of its own since 1.21.
         ImageComponent::Coredns if version.minor() < Minor::v1(21) => (name.into(), (*coredns).into()),
         ImageComponent::Coredns => (format!("{name}/{name}"), (*coredns).into()),
-        _ => (name.into(), version.tag()),
+        _ => (name.into(), create::tag(&version.tag())),
     }
 }
 
@@ -237,7 +251,7 @@ const COMPONENTS: [ImageComponent; 7] = [
     ImageComponent::Pause,
 ];
 
-/// Makes a payload that carries nothing but `release.json` and its signature. Downloads manifests and checksums only.
+/// Makes a payload that carries nothing but kprov's own programs. Downloads manifests and checksums only.
 pub async fn create_online(options: &OnlineOptions) -> Result<Payload, OnlineError> {
     let OnlineOptions {
         version,
@@ -257,6 +271,21 @@ pub async fn create_online(options: &OnlineOptions) -> Result<Payload, OnlineErr
     let client = fetch::client().map_err(FetchError::Client)?;
 
     let mut images = BTreeMap::new();
+    let mut host_files = Vec::new();
+    let new = output::NewDirectory::beside(out)?;
+    for arch in archs {
+        let options = carried_options(options, *arch);
+        let root = new.path().to_owned();
+        // A directory has programs for one architecture; of several, all but one are refused.
+        let carried = tokio::task::spawn_blocking(move || create::carry_kprov(&options, &root));
+        let failed = |cause| OutputError::Write {
+            path: new.path().to_owned(),
+            source: std::io::Error::other(cause),
+        };
+        let carried = carried.await.map_err(failed)??;
+        images.extend(carried.images);
+        host_files.extend(carried.host_files);
+    }
     for component in COMPONENTS {
         let (name, tag) = image_name(component, version, companions);
         let digest = resolve_image(&client, &options.registry, &name, &tag).await?;
@@ -270,7 +299,6 @@ pub async fn create_online(options: &OnlineOptions) -> Result<Payload, OnlineErr
             },
         );
     }
-    let mut host_files = Vec::new();
     for arch in archs {
         host_files.extend(resolve_host_files(&client, options, *arch).await?);
     }
@@ -283,10 +311,36 @@ pub async fn create_online(options: &OnlineOptions) -> Result<Payload, OnlineErr
         host_files,
         minimum_from: minimum_from.clone(),
         advisories: advisories.clone(),
+        // None of them is here to be asked.
+        programs: BTreeMap::new(),
     };
-    let new = output::NewDirectory::beside(out)?;
     output::write_release(new.path(), &release, signing_key.as_ref())?;
     Ok(new.become_payload(out)?)
+}
+
+/// What the carried part of a payload is made from.
+fn carried_options(options: &OnlineOptions, arch: Arch) -> CreateOptions {
+    let OnlineOptions {
+        version,
+        out,
+        kprov_programs,
+        without_kprov,
+        reuse,
+        ..
+    } = options.clone();
+    CreateOptions {
+        from: Vec::new(),
+        version,
+        out,
+        arch,
+        host_fallback: false,
+        signing_key: None,
+        minimum_from: None,
+        advisories: Vec::new(),
+        kprov_programs,
+        without_kprov,
+        reuse,
+    }
 }
 
 /// Asks a registry for an image's digest: of the index where there is one.

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
 use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 use kprov_types::Digest;
@@ -14,6 +12,7 @@ use serde::Deserialize;
 use crate::digest::{self, Hasher};
 use crate::keys::{KeyId, SignatureError, TrustedKeys};
 use crate::layout::BLOBS;
+use crate::parallel;
 
 /// The registry in the references of images that payloads carry. Nothing answers under this name: machines take it as
 /// another name for where they got their release from.
@@ -26,9 +25,6 @@ pub const SIGNATURE: &str = "release.json.sig";
 
 /// The largest `release.json`, manifest or configuration that is read into memory, in bytes.
 pub(crate) const DOCUMENT_LIMIT: u64 = 4 << 20;
-
-/// How many threads hash blobs.
-const THREADS: usize = 2;
 
 /// Why bytes are not a release.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +43,33 @@ pub enum ReleaseFormatError {
     /// A host file's name would lead out of the directory it belongs in.
     #[error("`{0}` is not a name for a host file")]
     FileName(String),
+}
+
+/// Why bytes are not the release that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadReleaseError {
+    /// Other bytes.
+    #[error("`{RELEASE}` has digest `{found}`, not `{expected}`")]
+    Digest {
+        /// What was asked for.
+        expected: Digest,
+        /// What the bytes hash to.
+        found: Digest,
+    },
+    /// The right bytes are no release that this kprov knows.
+    #[error("`{RELEASE}` is not a release")]
+    Format(#[from] ReleaseFormatError),
+}
+
+/// Reads the bytes of a `release.json` that must have this digest. For its signature see [`TrustedKeys::check`].
+pub fn read_release(bytes: &[u8], expected: &Digest) -> Result<Release, ReadReleaseError> {
+    let found = digest::of_bytes(bytes);
+    if found == *expected {
+        Ok(parse_release(bytes)?)
+    } else {
+        let expected = expected.clone();
+        Err(ReadReleaseError::Digest { expected, found })
+    }
 }
 
 /// Reads a `release.json`.
@@ -115,7 +138,7 @@ pub enum PayloadError {
         digest: Digest,
     },
     /// A blob's bytes are not the ones it is named by.
-    #[error("{component} was altered: blob `{digest}` is `{found}`")]
+    #[error("{component} was altered: blob `{digest}` has digest `{found}`")]
     AlteredBlob {
         /// What it is part of.
         component: String,
@@ -198,6 +221,13 @@ pub struct Payload {
     release: Release,
 }
 
+/// What manifests and indexes say of a blob (a descriptor, of which only this matters here).
+#[derive(Deserialize)]
+pub(crate) struct Part {
+    pub(crate) digest: Digest,
+    size: u64,
+}
+
 /// A blob as something refers to it.
 #[derive(Clone)]
 struct BlobRef {
@@ -253,7 +283,7 @@ impl Payload {
     }
 
     /// The text of the signature file; `None` where there is none.
-    pub(crate) fn signature(&self) -> Result<Option<String>, PayloadError> {
+    pub fn signature(&self) -> Result<Option<String>, PayloadError> {
         let path = self.root.join(SIGNATURE);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text)),
@@ -278,12 +308,22 @@ impl Payload {
             });
         }
         let (mut hashed, rest) = self.manifests()?;
-        hashed.extend(self.hash_all(&rest)?);
+        hashed.extend(parallel::try_map(&rest, |blob| {
+            let size = self.hash(blob, |_| Ok(()))?;
+            Ok::<_, PayloadError>((blob.digest.clone(), size))
+        })?);
         Ok(Verified {
             signature,
             blobs: hashed.len(),
             bytes: hashed.values().sum(),
         })
+    }
+
+    /// The carried blobs with their sizes: manifests first, then the rest, the largest first. A blob may be named twice.
+    pub(crate) fn blobs(&self) -> Result<Vec<(Digest, u64)>, PayloadError> {
+        let (manifests, rest) = self.manifests()?;
+        let rest = rest.into_iter().filter_map(|blob| Some((blob.digest, blob.size?)));
+        Ok(manifests.into_iter().chain(rest).collect())
     }
 
     /// Checks the manifests of carried images; returns them with their sizes, and the blobs still to be checked.
@@ -292,11 +332,6 @@ impl Payload {
         struct Manifest {
             config: Part,
             layers: Vec<Part>,
-        }
-        #[derive(Deserialize)]
-        struct Part {
-            digest: Digest,
-            size: u64,
         }
         let mut done = BTreeMap::new();
         let mut rest = Vec::new();
@@ -347,30 +382,6 @@ impl Payload {
         // The largest first, so that the threads end together.
         rest.sort_by_key(|b| std::cmp::Reverse(b.size));
         Ok((done, rest))
-    }
-
-    /// Hashes blobs on a few threads. A failure ends the thread that met it; one of them is reported.
-    fn hash_all(&self, blobs: &[BlobRef]) -> Result<BTreeMap<Digest, u64>, PayloadError> {
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut results = Vec::new();
-            while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let result = self.hash(blob, |_| Ok(())).map(|size| (blob.digest.clone(), size));
-                let failed = result.is_err();
-                results.push(result);
-                if failed {
-                    break;
-                }
-            }
-            results
-        };
-        thread::scope(|scope| {
-            let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-            threads
-                .into_iter()
-                .flat_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        })
     }
 
     /// Hashes one blob and returns its size.

@@ -95,7 +95,7 @@ pub(crate) fn output(program: &Utf8Path, name: &str, args: &[&str], limit: Durat
 fn contents(file: &mut File) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.rewind()?;
-    file.take(64 * 1024).read_to_end(&mut bytes)?;
+    file.take(1024 * 1024).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

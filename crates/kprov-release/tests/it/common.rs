@@ -1,6 +1,7 @@
 //! A directory of small real programs that stand in for Kubernetes'.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::process::Command;
@@ -22,6 +23,11 @@ const SOURCE: &str = r#"
 int main(int argc, char **argv)
 {
 	const char *name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
+	if (argc > 1 && !strcmp(argv[1], "--help") && !strncmp(name, "kube", 4)) {
+		printf("%s does things.\n\nFlags:\n\n      --config string   Where.\n", name);
+		puts("      --feature-gates mapStringBool   Options are:\n                   AllAlpha=true|false (ALPHA)");
+		return 0;
+	}
 	if (argc < 2 || strcmp(argv[1], "--version"))
 		return 2;
 	if (!strncmp(name, "kube", 4))
@@ -36,14 +42,22 @@ int main(int argc, char **argv)
 }
 "#;
 
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(text.as_bytes());
+    hasher.finish()
+}
+
 /// Compiles the program once for all tests: each runs in a process of its own.
 pub(crate) fn compiled(version: &str, flags: &[&str]) -> Utf8PathBuf {
     let dir = Utf8Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let name = format!("program-{version}{}", flags.concat());
+    // By its source too: an older test's program may lie there.
+    let source = hash(SOURCE);
+    let name = format!("program-{source:x}-{version}{}", flags.concat());
     let path = dir.join(&name);
     if !path.exists() {
         let own = dir.join(format!("{name}-{}", std::process::id()));
-        let source = own.with_extension("c");
+        let source = Utf8PathBuf::from(format!("{own}.c"));
         fs::write(&source, SOURCE).unwrap();
         let define = format!("-DVERSION=\"{version}\"");
         let status = Command::new("gcc")
@@ -57,7 +71,7 @@ pub(crate) fn compiled(version: &str, flags: &[&str]) -> Utf8PathBuf {
     path
 }
 
-/// A temporary directory with programs in `programs` and room for payloads.
+/// A temporary directory with programs in `programs`, kprov's own in `kprov`, and room for payloads.
 pub(crate) struct Room {
     dir: tempfile::TempDir,
     pub(crate) key: SigningKey,
@@ -86,6 +100,9 @@ impl Room {
         for name in ["cni/bridge", "cni/host-local", "cni/loopback"] {
             room.put(&compiled(VERSION, &["-static"]), name);
         }
+        for name in ["../kprov/kprov-node", "../kprov/kprov-operator"] {
+            room.put(&compiled(VERSION, &["-static"]), name);
+        }
         room.put(&compiled(VERSION, &["-static"]), "rootfs/kube-proxy/usr/sbin/xtables");
         symlink("xtables", room.programs().join("rootfs/kube-proxy/usr/sbin/iptables")).unwrap();
         room
@@ -97,6 +114,11 @@ impl Room {
 
     pub(crate) fn programs(&self) -> Utf8PathBuf {
         self.path().join("programs")
+    }
+
+    /// The directory of kprov's own programs.
+    pub(crate) fn kprov(&self) -> Utf8PathBuf {
+        self.path().join("kprov")
     }
 
     pub(crate) fn put(&self, from: &Utf8Path, name: &str) {
@@ -116,6 +138,9 @@ impl Room {
             signing_key: Some(self.key.clone()),
             minimum_from: None,
             advisories: vec!["CVE-2024-0001".into()],
+            kprov_programs: Some(self.kprov()),
+            without_kprov: false,
+            reuse: Vec::new(),
         }
     }
 

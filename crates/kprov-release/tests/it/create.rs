@@ -1,17 +1,21 @@
 //! Making payloads, and finding out what is wrong with them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::process::Command;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use kprov_release::keys::SignatureError;
 use kprov_release::payload::ReleaseFormatError;
-use kprov_release::{CreateError, OutputError, Payload, PayloadError, SigningKey, TrustedKeys, VerifyOptions};
+use kprov_release::{
+    CreateError, OutputError, Payload, PayloadError, PublicKey, ReadReleaseError, SigningKey, TrustedKeys,
+    VerifyOptions, read_release, upload,
+};
 use kprov_types::Digest;
-use kprov_types::release::{Arch, ImageComponent};
+use kprov_types::release::{Arch, ImageComponent, ProgramFacts};
+use sha2::{Digest as _, Sha256};
 use walkdir::WalkDir;
 
 use crate::common::{KUBERNETES, Room, VERSION, compiled};
@@ -61,7 +65,7 @@ fn strict(payload: &Payload, trusted: &TrustedKeys) -> Result<kprov_release::Ver
 fn equal_programs_make_equal_payloads() {
     let room = Room::new();
     let first = room.create("a").unwrap();
-    assert_eq!(room.listing(), ["a", "programs"]);
+    assert_eq!(room.listing(), ["a", "kprov", "programs"]);
     assert_eq!(fs::metadata(first.root()).unwrap().permissions().mode() & 0o777, 0o755);
 
     // Other times and modes, another order of directories.
@@ -82,7 +86,7 @@ fn equal_programs_make_equal_payloads() {
         matches!(&error, CreateError::Output(OutputError::Exists { path }) if path == second.root()),
         "{error}"
     );
-    assert_eq!(room.listing(), ["a", "b", "programs"]);
+    assert_eq!(room.listing(), ["a", "b", "kprov", "programs"]);
 }
 
 #[test]
@@ -103,6 +107,7 @@ fn what_a_payload_holds() {
             "kprov.local/etcd:3.5.9",
             "kprov.local/coredns:1.11.3",
             "kprov.local/pause:1",
+            "kprov.local/kprov-operator:1.2.3_x",
         ]
     );
     let files: Vec<_> = release
@@ -118,12 +123,27 @@ fn what_a_payload_holds() {
             ("cni/loopback", None),
             ("containerd", Some("1.2.3+x")),
             ("containerd-shim-runc-v2", Some("1.2.3+x")),
+            ("kprov-node", Some("1.2.3+x")),
             ("kubectl", None),
             ("kubelet", Some("1.30.4")),
             ("runc", Some("1.2.3+x")),
         ]
     );
     assert_eq!(release.advisories, ["CVE-2024-0001"]);
+    let facts = ProgramFacts {
+        flags: vec!["config".into(), "feature-gates".into()],
+        feature_gates: vec!["AllAlpha".into()],
+    };
+    // etcd has no `--help` here.
+    assert_eq!(
+        release.programs,
+        KUBERNETES.map(|name| (name.to_owned(), facts.clone())).into()
+    );
+    let operator = image_paths(&payload, ImageComponent::KprovOperator);
+    assert!(
+        operator.contains(&"usr/local/bin/kprov-operator".to_owned()),
+        "{operator:?}"
+    );
     assert_eq!(image_paths(&payload, ImageComponent::Pause), ["pause"]);
     let etcd = image_paths(&payload, ImageComponent::Etcd);
     for path in ["usr/local/bin/etcd", "usr/local/bin/etcdctl", "etc/passwd", "tmp"] {
@@ -226,13 +246,164 @@ fn everything_missing_is_named_at_once() {
         hint.contains("`etcd-server`") && hint.contains("`containernetworking-plugins`"),
         "{hint}"
     );
-    assert_eq!(room.listing(), ["programs"]);
+    assert_eq!(room.listing(), ["kprov", "programs"]);
 
     let absent = kprov_release::create(&kprov_release::CreateOptions {
         from: vec![room.path().join("absent")],
         ..room.options("p")
     });
     assert!(matches!(absent, Err(CreateError::Output(OutputError::Read { .. }))));
+}
+
+#[test]
+fn kprovs_own_programs() {
+    let room = Room::new();
+    fs::remove_file(room.kprov().join("kprov-operator")).unwrap();
+    let error = room.create("p").unwrap_err();
+    assert!(
+        matches!(&error, CreateError::NoKprov { missing } if missing.len() == 1),
+        "{error}"
+    );
+    let (text, hint) = (error.to_string(), error.hint().unwrap());
+    for part in ["`kprov-operator`", room.kprov().as_str(), room.programs().as_str()] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(hint.contains("`--without-kprov`"), "{hint}");
+
+    // From the directories too, and those first.
+    room.put(&compiled(VERSION, &["-static"]), "bin/kprov-operator");
+    room.put(&compiled("1.30.5", &["-static"]), "kprov-node");
+    let payload = room.create("with").unwrap();
+    let node = |payload: &Payload| {
+        payload
+            .release()
+            .host_files
+            .iter()
+            .find(|f| f.name == "kprov-node")
+            .cloned()
+    };
+    let bytes = fs::read(payload.blob_path(&node(&payload).unwrap().digest)).unwrap();
+    assert!(bytes == fs::read(room.programs().join("kprov-node")).unwrap());
+
+    let without = kprov_release::create(&kprov_release::CreateOptions {
+        without_kprov: true,
+        ..room.options("without")
+    })
+    .unwrap();
+    assert_eq!(node(&without), None);
+    assert_eq!(without.release().image(ImageComponent::KprovOperator), None);
+    assert!(strict(&without, &room.trusted()).is_ok());
+    let index = fs::read_to_string(without.root().join("index.json")).unwrap();
+    assert!(
+        !index.contains("kprov-operator") && index.contains("kube-proxy"),
+        "{index}"
+    );
+}
+
+#[test]
+fn blobs_of_another_payload_are_linked() {
+    let room = Room::new();
+    let first = room.create("first").unwrap();
+    room.put(&compiled("1.30.5", &["-static"]), "etcd");
+    let [manifest, ..] = blobs(&first, ImageComponent::KubeScheduler);
+    // One of them is damaged, which must not spread.
+    let good = fs::read(&manifest).unwrap();
+    let mut altered = good.clone();
+    altered[0] ^= 1;
+    fs::write(&manifest, altered).unwrap();
+    let options = kprov_release::CreateOptions {
+        reuse: vec![room.path().join("absent"), first.root().to_owned()],
+        ..room.options("second")
+    };
+    let second = kprov_release::create(&options).unwrap();
+    assert!(strict(&second, &room.trusted()).is_ok());
+    let again = kprov_release::create(&kprov_release::CreateOptions {
+        reuse: vec![],
+        ..room.options("again")
+    })
+    .unwrap();
+    assert_eq!(tree(second.root()), tree(again.root()));
+    let same_file = |path: &Utf8Path| {
+        let inode = |root: &Utf8Path| {
+            fs::metadata(root.join(path.strip_prefix(second.root()).unwrap()))
+                .unwrap()
+                .ino()
+        };
+        inode(first.root()) == inode(second.root())
+    };
+    let [manifest, config, layer] = blobs(&second, ImageComponent::KubeScheduler);
+    assert!(!same_file(&manifest) && same_file(&config) && same_file(&layer));
+    assert!(fs::read(manifest).unwrap() == good);
+}
+
+#[test]
+fn versions_with_build_metadata() {
+    let room = Room::new();
+    for name in KUBERNETES {
+        room.put(&compiled("1.21.0+x", &["-static"]), name);
+    }
+    let mut options = room.options("p");
+    options.version = "1.21.0+x".parse().unwrap();
+    let payload = kprov_release::create(&options).unwrap();
+    let image = payload.release().image(ImageComponent::KubeApiserver).unwrap();
+    assert_eq!(image.reference, "kprov.local/kube-apiserver:v1.21.0_x");
+    assert_eq!(image.version.as_deref(), Some("1.21.0+x"));
+    assert_eq!(payload.release().kubernetes, options.version);
+
+    // Another build of the same version is another version.
+    options.version = "1.21.0+y".parse().unwrap();
+    options.out = room.path().join("q");
+    let error = kprov_release::create(&options).unwrap_err();
+    assert!(matches!(error, CreateError::WrongVersion { .. }), "{error}");
+}
+
+#[test]
+fn what_has_to_be_put_comes_in_order() {
+    let room = Room::new();
+    let payload = room.create("p").unwrap();
+    let order = upload::blobs_of(&payload).unwrap();
+    let manifests: BTreeSet<_> = payload.release().images.values().map(|i| i.digest.clone()).collect();
+    let (first, rest) = order.split_at(manifests.len());
+    assert_eq!(first.iter().map(|(d, _)| d.clone()).collect::<BTreeSet<_>>(), manifests);
+    assert!(rest.is_sorted_by_key(|(_, size)| std::cmp::Reverse(*size)));
+    let all: BTreeMap<_, _> = order.iter().cloned().collect();
+    assert_eq!(all.len(), order.len());
+    let here: BTreeMap<_, _> = payload
+        .root()
+        .join("blobs/sha256")
+        .read_dir_utf8()
+        .unwrap()
+        .map(Result::unwrap)
+        .map(|e| (Digest::from_hex(e.file_name()).unwrap(), e.metadata().unwrap().len()))
+        .collect();
+    assert_eq!(all, here);
+    let named = upload::named_by(payload.release());
+    assert!(manifests.is_subset(&named));
+    assert!(payload.release().host_files.iter().all(|f| named.contains(&f.digest)));
+}
+
+#[test]
+fn a_release_by_itself() {
+    let room = Room::new();
+    let payload = room.create("p").unwrap();
+    let (bytes, digest) = (payload.release_bytes(), payload.digest());
+    assert_eq!(read_release(bytes, &digest).unwrap(), *payload.release());
+    let text = payload.signature().unwrap().unwrap();
+    assert_eq!(room.trusted().check(bytes, &text), Ok(room.key.public().id()));
+    let altered = String::from_utf8(bytes.to_vec())
+        .unwrap()
+        .replace("CVE-2024-0001", "CVE-2024-0002");
+    assert!(matches!(
+        read_release(altered.as_bytes(), &digest),
+        Err(ReadReleaseError::Digest { expected, .. }) if expected == digest
+    ));
+    assert!(matches!(
+        read_release(b"{}", &Digest::from_bytes(Sha256::digest(b"{}").into())),
+        Err(ReadReleaseError::Format(_))
+    ));
+    let public = room.key.public();
+    assert_eq!(PublicKey::from_pem(&public.to_pem()), Some(public));
+    assert_eq!(PublicKey::from_pem("nonsense"), None);
 }
 
 #[test]
@@ -243,7 +414,7 @@ fn kube_proxy_needs_iptables() {
     assert!(matches!(error, CreateError::NoIptables { .. }), "{error}");
     assert!(error.to_string().contains("rootfs/kube-proxy"), "{error}");
     assert!(error.hint().unwrap().contains("`iptables`"));
-    assert_eq!(room.listing(), ["programs"]);
+    assert_eq!(room.listing(), ["kprov", "programs"]);
 }
 
 #[test]
@@ -341,7 +512,7 @@ fn programs_of_another_version_are_refused() {
         matches!(error, CreateError::NoVersion { .. } | CreateError::WrongVersion { .. }),
         "{error}"
     );
-    assert_eq!(room.listing(), ["programs"]);
+    assert_eq!(room.listing(), ["kprov", "programs"]);
 }
 
 /// An architecture that is not this machine's, and its number in ELF headers.
@@ -377,13 +548,16 @@ fn other_architectures_and_scripts_are_refused() {
         matches!(&error, CreateError::NotElf { path } if path.ends_with("runc")),
         "{error}"
     );
-    assert_eq!(room.listing(), ["programs"]);
+    assert_eq!(room.listing(), ["kprov", "programs"]);
 }
 
 #[test]
 fn a_payload_for_another_architecture() {
     let room = Room::new();
-    for entry in WalkDir::new(room.programs()) {
+    for entry in WalkDir::new(room.programs())
+        .into_iter()
+        .chain(WalkDir::new(room.kprov()))
+    {
         let entry = entry.unwrap();
         if entry.file_type().is_file() {
             for_other_arch(Utf8Path::from_path(entry.path()).unwrap());

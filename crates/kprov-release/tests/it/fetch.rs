@@ -116,10 +116,11 @@ async fn wrong_bytes_are_never_kept() {
             altered,
             (|e| matches!(e, FetchError::Digest { .. })) as fn(&FetchError) -> bool,
         ),
-        (longer, |e| matches!(e, FetchError::TooLarge { .. })),
-        (bytes[..bytes.len() / 2].to_vec(), |e| {
-            matches!(e, FetchError::Broken { .. } | FetchError::Status { .. })
-        }),
+        (longer, |e| matches!(e, FetchError::WrongSize { .. })),
+        (
+            bytes[..bytes.len() / 2].to_vec(),
+            |e| matches!(e, FetchError::WrongSize { found, expected, .. } if *found == expected / 2),
+        ),
     ] {
         fs::write(&blob, wrong).unwrap();
         let error = Fetcher::new(vec![bad.url()])
@@ -127,7 +128,7 @@ async fn wrong_bytes_are_never_kept() {
             .host_file(&file, &dest)
             .await
             .unwrap_err();
-        assert!(is_right(&error), "{error}");
+        assert!(is_right(&error) && error.is_bad(), "{error}");
         assert!(
             error.to_string().contains("`kubelet`") && error.to_string().contains(&bad.url()),
             "{error}"
@@ -241,6 +242,70 @@ async fn a_cut_connection_is_resumed() {
     assert_eq!(asked.lock().unwrap().len(), 5);
     assert!(!dest.exists());
     no_parts(dest.parent().unwrap());
+}
+
+#[tokio::test]
+async fn wrong_bytes_are_told_from_those_that_may_come_yet() {
+    let room = Room::new();
+    let payload = room.create("p").unwrap();
+    let (file, bytes) = kubelet(&payload);
+    let dest = room.path().join("bin/kubelet");
+    let mut altered = bytes.clone();
+    altered[10] ^= 1;
+    let (bad, _) = cutting(altered.clone(), bytes.len(), true).await;
+    let without = Server::of(&payload, vec![]).await;
+    fs::remove_file(payload.blob_path(&file.digest)).unwrap();
+    let fetch = async |urls: &[&str]| {
+        let fetcher = Fetcher::new(urls.iter().map(|u| (*u).to_owned()).collect()).unwrap();
+        fetcher.host_file(&file, &dest).await.unwrap_err()
+    };
+    // A source that does not have it says nothing about the bytes of another; one out of reach may have the right ones.
+    for (urls, is_bad) in [
+        (vec![bad.url()], true),
+        (vec![bad.url(), without.url()], true),
+        (vec![without.url(), bad.url()], true),
+        (vec![bad.url(), NOWHERE.into()], false),
+        (vec![NOWHERE.into(), bad.url()], false),
+        (vec![without.url(), NOWHERE.into()], false),
+        (vec![without.url()], false),
+        (vec![], false),
+    ] {
+        let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        let error = fetch(&urls).await;
+        assert_eq!(error.is_bad(), is_bad, "{urls:?}: {error}");
+    }
+
+    // The bytes of one that breaks off do not spoil those of the next.
+    let (broken, _) = cutting(altered, bytes.len() / 20, true).await;
+    let (good, asked) = cutting(bytes.clone(), bytes.len(), true).await;
+    let both = Fetcher::new(vec![broken.url(), good.url()]).unwrap();
+    both.host_file(&file, &dest).await.unwrap();
+    assert!(fs::read(&dest).unwrap() == bytes);
+    assert_eq!(
+        *asked.lock().unwrap(),
+        [format!("{}-", bytes.len() / 20 * 5), String::new()]
+    );
+}
+
+#[tokio::test]
+async fn many_files_at_once() {
+    let room = Room::new();
+    let payload = room.create("p").unwrap();
+    let server = Server::of(&payload, vec![]).await;
+    let fetcher = Fetcher::new(vec![NOWHERE.into(), server.url()]).unwrap();
+    let (fetcher, room) = (&fetcher, &room);
+    let files = payload.release().host_files.iter().map(|file| async move {
+        let dest = room.path().join("bin").join(&file.name);
+        fetcher.host_file(file, &dest).await.map(|()| dest)
+    });
+    for (dest, file) in futures::future::try_join_all(files)
+        .await
+        .unwrap()
+        .iter()
+        .zip(&payload.release().host_files)
+    {
+        assert!(fs::read(dest).unwrap() == fs::read(payload.blob_path(&file.digest)).unwrap());
+    }
 }
 
 /// A gzip-compressed tar archive of these files.

@@ -7,3 +7,4 @@ mod create;
 mod fetch;
 mod online;
 mod serve;
+mod store;

@@ -8,7 +8,9 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use kprov_release::online::Published;
-use kprov_release::{Fetcher, OnlineError, OnlineOptions, OutputError, Runtime, VerifyOptions, create_online};
+use kprov_release::{
+    CreateError, Fetcher, OnlineError, OnlineOptions, OutputError, Runtime, VerifyOptions, create_online, upload,
+};
 use kprov_types::Digest;
 use kprov_types::release::{Arch, FileSource, ImageComponent};
 use sha2::{Digest as _, Sha256};
@@ -112,6 +114,7 @@ fn options(room: &Room, server: &Server, version: &str) -> OnlineOptions {
             cni_plugins: published("1.8.8", "/cni/"),
         },
         signing_key: Some(room.key.clone()),
+        without_kprov: true,
         ..OnlineOptions::official(version.parse().unwrap(), Arch::Amd64, room.path().join("online"))
     }
 }
@@ -162,6 +165,48 @@ async fn refers_to_everything_by_digest() {
 }
 
 #[tokio::test]
+async fn carries_what_nobody_publishes() {
+    let room = Room::new();
+    let server = stand_in(&published()).await;
+    let mut options = OnlineOptions {
+        kprov_programs: Some(room.kprov()),
+        without_kprov: false,
+        ..options(&room, &server, "1.36.3")
+    };
+    let payload = create_online(&options).await.unwrap();
+    let verified = payload.verify(&room.trusted(), VerifyOptions::default()).unwrap();
+    // kprov-node; the operator's manifest, configuration and layer.
+    assert_eq!(verified.blobs, 4);
+    let release = payload.release();
+    assert_eq!((release.images.len(), release.host_files.len()), (8, 11));
+    let operator = release.image(ImageComponent::KprovOperator).unwrap();
+    assert_eq!(operator.reference, "kprov.local/kprov-operator:1.2.3_x");
+    let node = release.host_files.iter().find(|f| f.name == "kprov-node").unwrap();
+    assert_eq!(node.source, FileSource::Carried);
+    let blobs = upload::blobs_of(&payload).unwrap();
+    assert_eq!(blobs.len(), 4);
+    assert_eq!(blobs[0].0, operator.digest);
+    let named = upload::named_by(release);
+    assert_eq!(named, [operator.digest.clone(), node.digest.clone()].into());
+
+    // What is beside kprov is for one architecture.
+    options.archs = vec![Arch::Amd64, Arch::Arm64];
+    options.out = room.path().join("both");
+    let error = create_online(&options).await.unwrap_err();
+    assert!(
+        matches!(error, OnlineError::Kprov(CreateError::WrongArch { .. })),
+        "{error}"
+    );
+    fs::remove_file(room.kprov().join("kprov-node")).unwrap();
+    let error = create_online(&options).await.unwrap_err();
+    assert!(
+        error.to_string().contains("`kprov-node`") && error.hint().unwrap().contains("--without-kprov"),
+        "{error}"
+    );
+    assert_eq!(room.listing(), ["kprov", "online", "programs"]);
+}
+
+#[tokio::test]
 async fn what_does_not_exist_is_named() {
     let room = Room::new();
     let mut files = published();
@@ -208,7 +253,7 @@ async fn what_does_not_exist_is_named() {
         matches!(error, OnlineError::Fetch(_)) && error.hint().unwrap().contains("directory"),
         "{error}"
     );
-    assert_eq!(room.listing(), ["programs"]);
+    assert_eq!(room.listing(), ["kprov", "programs"]);
 
     nowhere.out = room.programs();
     let error = create_online(&nowhere).await.unwrap_err();
