@@ -48,6 +48,16 @@ const RULES: &[Rule] = &[
         why: "versions change through the Kubernetes API only",
     },
     Rule {
+        crates: &["kprov-node"],
+        never: &["kprov-upgrade"],
+        why: "machines carry out orders; who plans is the operator",
+    },
+    Rule {
+        crates: &["kprov-release", "kprov-front"],
+        never: &["kube", "kube-client", "k8s-openapi", "kprov-bootstrap", "kprov-upgrade"],
+        why: "payloads and connections know nothing of what runs in a cluster",
+    },
+    Rule {
         crates: &["kprov-node", "kprov-operator", "kprov-upgrade"],
         never: CLOUDS,
         why: "no cloud SDK runs in a cluster",
@@ -77,7 +87,7 @@ const RULES: &[Rule] = &[
 ];
 
 /// Nothing may depend on these outside of tests.
-const LEAVES: &[&str] = &["kprov", "kprov-sim", "kprov-e2e", "xtask"];
+const LEAVES: &[&str] = &["kprov", "kprov-operator", "kprov-sim", "kprov-e2e", "xtask"];
 
 pub(crate) fn run() -> Result<()> {
     let metadata = MetadataCommand::new()

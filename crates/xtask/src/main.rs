@@ -16,6 +16,7 @@ mod deps;
 mod payload;
 mod run;
 mod suite;
+mod upgrades;
 
 use std::process::ExitCode;
 
@@ -45,8 +46,10 @@ enum Task {
     },
     /// Prove that the arrows between crates point down only.
     CheckDeps,
-    /// Make the release payload that demo and tests use, and print its directory.
+    /// Make the release payload that the demo uses, and print its directory.
     Payload,
+    /// Make the payloads that end-to-end tests use, and print the variables that name them: `eval "$(cargo xtask test-env)"`.
+    TestEnv,
     /// Measure, and print what docs/bench.md holds.
     Bench {
         /// What to measure.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Test { full } => suite::run_suite(full),
         Task::CheckDeps => deps::run(),
         Task::Payload => payload::ensure().map(|p| println!("{}", p.dir)),
+        Task::TestEnv => suite::print_variables(),
         Task::Bench { what } => bench::run(what),
     };
     match result {

@@ -11,8 +11,8 @@ use crate::run::{cargo, output, run};
 use crate::{cache, debian};
 
 /// The Kubernetes version of Debian 12's source package `kubernetes`.
-const DEBIAN_KUBERNETES: &str = "1.20.2";
-const COMPONENTS: &[&str] = &[
+pub(crate) const DEBIAN_KUBERNETES: &str = "1.20.2";
+pub(crate) const COMPONENTS: &[&str] = &[
     "kube-apiserver",
     "kube-controller-manager",
     "kube-scheduler",
@@ -20,6 +20,9 @@ const COMPONENTS: &[&str] = &[
     "kubelet",
     "kubectl",
 ];
+
+/// Where a payload's blobs are.
+pub(crate) const BLOBS: &str = "blobs/sha256";
 
 /// What everything here needs from Debian. dpkg-dev to mips: sources; the others: Kubernetes' own build.
 const BUILD_PACKAGES: &[&str] = &[
@@ -42,32 +45,78 @@ pub(crate) struct Payload {
     pub(crate) dir: Utf8PathBuf,
     /// The public key that its signature is checked with.
     pub(crate) key: Utf8PathBuf,
+    /// The Kubernetes version.
+    pub(crate) version: String,
     /// The directory of the binaries it was made from, where it was made here.
     pub(crate) binaries: Option<Utf8PathBuf>,
+}
+
+impl Payload {
+    /// `directory=key`; no key stands for a payload that is taken as it is.
+    pub(crate) fn entry(&self) -> String {
+        format!("{}={}", self.dir, self.key)
+    }
+
+    /// The numbers of its version.
+    pub(crate) fn numbers(&self) -> Vec<u64> {
+        let numbers = self.version.split(|c: char| !c.is_ascii_digit());
+        numbers.take(3).filter_map(|n| n.parse().ok()).collect()
+    }
 }
 
 /// Built programs of kprov.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
-    /// The directory with `kprov` and `kprov-node`.
+    /// The directory with `kprov`, `kprov-node` and `kprov-operator`.
     pub(crate) dir: Utf8PathBuf,
+    /// Where payloads with these programs are kept, below the cache.
+    payloads: &'static str,
+    /// What payloads made with these programs depend on: their digests.
+    digests: String,
 }
 
 impl Programs {
-    /// Builds `kprov` and `kprov-node`; with optimisation where `release`.
+    /// Builds kprov's programs; with optimisation where `release`.
     pub(crate) fn build(release: bool) -> Result<Self> {
         let target = cache::target()?;
         let mut build = cargo();
-        build
-            .env("CARGO_TARGET_DIR", &target)
-            .args(["build", "--locked", "-p", "kprov", "-p", "kprov-node"]);
+        build.env("CARGO_TARGET_DIR", &target).args([
+            "build",
+            "--locked",
+            "-p",
+            "kprov",
+            "-p",
+            "kprov-node",
+            "-p",
+            "kprov-operator",
+        ]);
         if release {
             build.arg("--release");
         }
         run(&mut build)?;
-        Ok(Self {
-            dir: target.join(if release { "release" } else { "debug" }),
-        })
+        Self::built(&target, release)
+    }
+
+    /// Those that were built before.
+    pub(crate) fn built(target: &Utf8Path, release: bool) -> Result<Self> {
+        // A payload for tests has the programs under test in it, and the demo's cluster should not see its own change.
+        let (profile, payloads) = if release {
+            ("release", "payloads")
+        } else {
+            ("debug", "payloads/debug")
+        };
+        let dir = target.join(profile);
+        let digests = output(
+            Command::new("sha256sum")
+                .current_dir(&dir)
+                .args(["kprov-node", "kprov-operator"]),
+        )?;
+        Ok(Self { dir, payloads, digests })
+    }
+
+    /// Where payloads with these programs are kept.
+    pub(crate) fn payloads(&self) -> Result<Utf8PathBuf> {
+        Ok(cache::dir()?.join(self.payloads))
     }
 
     /// A `kprov` command.
@@ -81,7 +130,7 @@ pub(crate) fn host_packages() -> Result<()> {
     debian::install(HOST_PACKAGES)
 }
 
-/// The payload, made if it isn't in the cache (or isn't whole).
+/// The payload, made if the cache has none with the programs that were built.
 pub(crate) fn ensure() -> Result<Payload> {
     host_packages()?;
     let programs = Programs::build(true)?;
@@ -103,14 +152,7 @@ pub(crate) fn ensure_with(programs: &Programs) -> Result<Payload> {
     eprintln!(
         "the official download site can't be reached: using Kubernetes {DEBIAN_KUBERNETES} from Debian's sources"
     );
-    let binaries = debian_kubernetes()?;
-    from_binaries(
-        programs,
-        &format!("debian-{DEBIAN_KUBERNETES}"),
-        DEBIAN_KUBERNETES,
-        &binaries,
-        &[],
-    )
+    debian_with(programs)
 }
 
 /// Debian's Kubernetes, whatever else can be reached: what CI runs.
@@ -120,76 +162,86 @@ pub(crate) fn debian_with(programs: &Programs) -> Result<Payload> {
         programs,
         &format!("debian-{DEBIAN_KUBERNETES}"),
         DEBIAN_KUBERNETES,
-        &binaries,
-        &[],
+        &[&binaries],
+        None,
     )
 }
 
-/// A payload from a directory of Kubernetes binaries; what it lacks (etcd, containerd, runc, CNI) comes from Debian.
+/// A payload from directories of Kubernetes binaries, the first that has a program first; what they lack (etcd, containerd, runc,
+/// CNI) comes from Debian. `like` is one that has much in common with it.
 pub(crate) fn from_binaries(
     programs: &Programs,
     name: &str,
     version: &str,
-    binaries: &Utf8Path,
-    more: &[String],
+    binaries: &[&Utf8Path],
+    like: Option<&Payload>,
 ) -> Result<Payload> {
     let host = debian_host_programs()?;
-    // The first directory that has a program wins; only iptables comes from this host.
-    let mut args = Vec::new();
-    for dir in [
-        binaries.to_owned(),
-        host.join("usr/bin"),
-        host.join("usr/sbin"),
-        host.join("usr/lib/cni"),
-    ] {
-        args.extend(["--from".to_owned(), dir.into_string()]);
-    }
-    args.extend_from_slice(more);
-    make(programs, name, version, &args, Some(binaries.to_owned()))
+    // Only iptables comes from this host.
+    let places = ["usr/bin", "usr/sbin", "usr/lib/cni"].map(|dir| host.join(dir));
+    let dirs = binaries.iter().copied().chain(places.iter().map(Utf8PathBuf::as_path));
+    let args: Vec<String> = dirs.flat_map(|dir| ["--from".to_owned(), dir.to_string()]).collect();
+    let mut payload = make(programs, name, version, &args, like)?;
+    payload.binaries = binaries.last().map(|dir| (*dir).to_owned());
+    Ok(payload)
 }
 
-fn make(
-    programs: &Programs,
-    name: &str,
-    version: &str,
-    args: &[String],
-    binaries: Option<Utf8PathBuf>,
-) -> Result<Payload> {
-    let dir = cache::dir()?.join("payloads");
-    std::fs::create_dir_all(&dir)?;
-    let private = dir.join("signing.key");
-    let key = dir.join("signing.key.pub");
+fn make(programs: &Programs, name: &str, version: &str, args: &[String], like: Option<&Payload>) -> Result<Payload> {
+    let keys = cache::dir()?.join("payloads");
+    std::fs::create_dir_all(&keys)?;
+    let private = keys.join("signing.key");
+    let key = keys.join("signing.key.pub");
     if !key.exists() {
         run(programs.kprov().args(["release", "keygen", "--out"]).arg(&private))?;
     }
+    let dir = programs.payloads()?;
     let payload = Payload {
         dir: dir.join(name),
         key,
-        binaries,
+        version: version.to_owned(),
+        binaries: None,
     };
-    let whole = programs
-        .kprov()
-        .args(["release", "verify"])
-        .arg(&payload.dir)
-        .arg("--release-key")
-        .arg(&payload.key)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()?
-        .success();
-    if !whole {
-        if payload.dir.exists() {
-            std::fs::remove_dir_all(&payload.dir)?;
-        }
-        run(programs
-            .kprov()
-            .args(["release", "create", "--version", version, "--sign-key"])
-            .arg(&private)
-            .arg("--out")
-            .arg(&payload.dir)
-            .args(args))?;
+    // What it was made from, so that other programs make another.
+    let note = dir.join(format!("{name}.made-from"));
+    let made_from = format!("{version} {}\n{}", args.join(" "), programs.digests);
+    if std::fs::read_to_string(&note).is_ok_and(|text| text == made_from) && payload.dir.join("release.json").exists() {
+        return Ok(payload);
     }
+    let old = dir.join(format!("{name}.old"));
+    remove(&old)?;
+    if payload.dir.exists() {
+        std::fs::rename(&payload.dir, &old)?;
+    }
+    let mut create = programs.kprov();
+    create
+        .args(["release", "create", "--no-progress", "--version", version, "--sign-key"])
+        .arg(&private)
+        .arg("--out")
+        .arg(&payload.dir)
+        .args(args)
+        .stdout(Stdio::null());
+    // Most of a payload is what it was, or what another has.
+    for other in like
+        .map(|like| &like.dir)
+        .into_iter()
+        .chain(Some(&old).filter(|old| old.exists()))
+    {
+        create.arg("--reuse").arg(other);
+    }
+    run(&mut create)?;
+    std::fs::write(&note, made_from)?;
+    remove(&old)?;
     Ok(payload)
+}
+
+/// Removes a directory, if there is one.
+pub(crate) fn remove(dir: &Utf8Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove `{dir}`"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Payloads for every release below the directory that `KPROV_TEST_RELEASES` names: its entries are payloads (with
@@ -211,15 +263,24 @@ pub(crate) fn test_releases(programs: &Programs) -> Result<Vec<Payload>> {
         let name = entry.file_name().unwrap_or_default().to_owned();
         if entry.join("release.json").exists() {
             // Somebody else's payload: whoever names it here vouches for it, so the tests take its digests as they are.
+            let release: serde_json::Value = serde_json::from_slice(&std::fs::read(entry.join("release.json"))?)?;
+            let version = release["kubernetes"].as_str().unwrap_or_default().to_owned();
             payloads.push(Payload {
                 dir: entry,
                 key: Utf8PathBuf::new(),
+                version,
                 binaries: None,
             });
         } else if entry.join("kube-apiserver").exists() {
             let text = output(Command::new(entry.join("kube-apiserver")).arg("--version"))?;
             let version = text.trim().trim_start_matches("Kubernetes v").to_owned();
-            payloads.push(from_binaries(programs, &format!("test-{name}"), &version, &entry, &[])?);
+            payloads.push(from_binaries(
+                programs,
+                &format!("test-{name}"),
+                &version,
+                &[&entry],
+                None,
+            )?);
         }
     }
     Ok(payloads)

@@ -1,12 +1,13 @@
 //! `cargo xtask test`: everything that must hold.
 
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
 
 use crate::payload::{self, Payload, Programs};
 use crate::run::{cargo, output, run};
-use crate::{cache, debian, deps};
+use crate::{cache, debian, deps, upgrades};
 
 /// What the tests themselves call.
 const TEST_PACKAGES: &[&str] = &["curl", "openssl", "procps"];
@@ -29,35 +30,50 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
     let mut build = cargo();
     lint(build.args(["build", "--locked", "--workspace", "--all-targets"]));
     run(&mut build)?;
-    let programs = Programs {
-        dir: target.join("debug"),
-    };
+    let programs = Programs::built(&target, false)?;
 
-    let payload = payload::debian_with(&programs)?;
-    let mut payloads = vec![payload.clone()];
-    payloads.extend(payload::test_releases(&programs)?);
+    let variables = variables(&programs)?;
 
     nextest_present()?;
     let mut nextest = cargo();
     lint(nextest.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]));
     nextest
-        .env("KPROV_BIN", &programs.dir)
-        .env(
-            "KPROV_TEST_BINARIES",
-            payload.binaries.as_deref().unwrap_or(camino::Utf8Path::new("")),
-        )
-        .env("KPROV_TEST_PAYLOADS", list(&payloads))
+        .envs(variables)
         .env("KPROV_TEST_FULL", if full { "1" } else { "0" });
     run(&mut nextest)
 }
 
-/// `directory=key` for each payload, separated by `:`; no key stands for a payload that is taken as it is.
+/// Makes what end-to-end tests need, and prints the variables that name it, for a shell.
+pub(crate) fn print_variables() -> Result<()> {
+    payload::host_packages()?;
+    for (name, value) in variables(&Programs::build(false)?)? {
+        println!("export {name}='{value}'");
+    }
+    Ok(())
+}
+
+/// Makes the payloads under test, and names them as the tests expect.
+fn variables(programs: &Programs) -> Result<Vec<(&'static str, String)>> {
+    let start = Instant::now();
+    let payload = payload::debian_with(programs)?;
+    let releases = payload::test_releases(programs)?;
+    let chains = upgrades::chains(programs, &payload, &releases)?;
+    let broken = upgrades::broken(programs, &chains)?;
+    eprintln!("payloads at hand after {:.1} s", start.elapsed().as_secs_f32());
+    let binaries = payload.binaries.clone().unwrap_or_default();
+    let payloads: Vec<_> = std::iter::once(payload).chain(releases).collect();
+    Ok(vec![
+        ("KPROV_BIN", programs.dir.to_string()),
+        ("KPROV_TEST_BINARIES", binaries.into_string()),
+        ("KPROV_TEST_PAYLOADS", list(&payloads)),
+        ("KPROV_TEST_UPGRADES", upgrades::list_of_chains(&chains)),
+        ("KPROV_TEST_BROKEN", upgrades::list_of_broken(&broken)),
+    ])
+}
+
+/// [`Payload::entry`] of each payload, `:` between.
 fn list(payloads: &[Payload]) -> String {
-    payloads
-        .iter()
-        .map(|p| format!("{}={}", p.dir, p.key))
-        .collect::<Vec<_>>()
-        .join(":")
+    payloads.iter().map(Payload::entry).collect::<Vec<_>>().join(":")
 }
 
 fn nextest_present() -> Result<()> {
