@@ -51,7 +51,8 @@ pub enum BalancerError {
 
 /// Runs a load balancer until `stop` is done.
 ///
-/// It always listens, as a load balancer does, and resets connections while no backend is ready. A backends' file that
+/// It always listens, as a load balancer does, and resets connections that no backend takes. While none is ready, it tries them
+/// all. A backends' file that
 /// cannot be read or is malformed leaves the backends as they were.
 pub async fn run_balancer(config: BalancerConfig, stop: impl Future<Output = ()>) -> Result<(), BalancerError> {
     let BalancerConfig {
@@ -71,7 +72,7 @@ pub async fn run_balancer(config: BalancerConfig, stop: impl Future<Output = ()>
         listeners: vec![Listener {
             address: listen,
             pool: Pool::Remote,
-            when_empty: WhenEmpty::Hold(Duration::ZERO),
+            when_empty: WhenEmpty::TryAll,
         }],
         trust: trust(&first),
         server_name: FrontConfig::SERVER_NAME.into(),

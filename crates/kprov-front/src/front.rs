@@ -3,24 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kprov_types::ports;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::discover::ListenTable;
+use crate::handover::Rest;
 use crate::health::{Outcome, REMOTE_INTERVAL};
 use crate::keeper::Keeper;
-use crate::listen::serve_listener;
-use crate::policy::{Backend, Listener, WhenEmpty, candidates};
+use crate::listen::keep_listening;
+use crate::policy::{Backend, Listener, Pool, WhenEmpty, candidates};
 use crate::proxy::PipePool;
 use crate::socket;
 use crate::trust::{Trust, TrustError};
@@ -76,7 +79,7 @@ pub enum FrontError {
     /// The server name is no DNS name or address.
     #[error("`{0}` is not a server name")]
     ServerName(String),
-    /// A [`WhenEmpty::Hold`] listener could not be bound.
+    /// A listener that is always open could not be bound.
     #[error("cannot listen on `{address}`")]
     Bind {
         /// The address.
@@ -87,6 +90,9 @@ pub enum FrontError {
     /// The kernel's socket listing is not available.
     #[error("cannot list this machine's listening sockets")]
     Discovery(#[source] io::Error),
+    /// What was handed over is not what was noted of it.
+    #[error("what was handed over cannot be used")]
+    Handover(#[source] io::Error),
 }
 
 /// What is known of one backend.
@@ -118,6 +124,10 @@ pub struct FrontState {
     pub backends: BTreeMap<Backend, BackendState>,
     /// All listeners, by address.
     pub listeners: BTreeMap<SocketAddr, ListenerState>,
+    /// What is for this machine's own API servers waits ([`FrontHandle::hold`]).
+    pub held: bool,
+    /// New connections go to other machines ([`FrontHandle::drain_local`]).
+    pub draining: bool,
 }
 
 impl FrontState {
@@ -137,14 +147,28 @@ impl FrontState {
 
     /// Whether the listener is to accept connections now.
     pub(crate) fn opens(&self, listener: &Listener) -> bool {
-        let local = |backend: &Backend| matches!(backend, Backend::Local { .. });
         match listener.when_empty {
-            WhenEmpty::Hold(_) => true,
-            WhenEmpty::CloseUnlessStarting(_) if self.backends.keys().any(local) => true,
-            WhenEmpty::CloseUnlessStarting(_) | WhenEmpty::Close => {
-                !candidates(listener.pool, self.ready(), 0).is_empty()
-            }
+            WhenEmpty::Hold(_) | WhenEmpty::TryAll => true,
+            _ if self.draining && listener.pool == Pool::Local => false,
+            // As it was before: clients of an open one wait.
+            _ if self.held => self.listeners.get(&listener.address) == Some(&ListenerState::Open),
+            WhenEmpty::CloseUnlessStarting(_) if self.backends.keys().any(Backend::is_local) => true,
+            WhenEmpty::CloseUnlessStarting(_) | WhenEmpty::Close => !self.routes(listener, 0).is_empty(),
         }
+    }
+
+    /// Where a new connection may go, best first: [`candidates`], but for what is held or drained.
+    pub(crate) fn routes(&self, listener: &Listener, cursor: usize) -> Vec<Backend> {
+        let goes = |backend: &Backend| !(self.held && backend.is_local());
+        let mut routes = candidates(listener.pool, self.ready().filter(goes), cursor);
+        if routes.is_empty() && listener.when_empty == WhenEmpty::TryAll {
+            routes = candidates(listener.pool, self.backends.keys().copied().filter(goes), cursor);
+        }
+        if self.draining {
+            // Stable: remote ones first, each kind in its order.
+            routes.sort_by_key(Backend::is_local);
+        }
+        routes
     }
 }
 
@@ -174,14 +198,38 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskTracker,
     /// No new connections.
     pub(crate) stop: CancellationToken,
-    /// No connections at all.
+    /// No connections at all: they end, or come to rest where the front is handed over.
     pub(crate) kill: CancellationToken,
+    pub(crate) handing_over: AtomicBool,
+    /// What has come to rest.
+    pub(crate) rest: Mutex<Rest>,
 }
 
 impl Shared {
     pub(crate) fn tally(&self, backend: Backend) -> Arc<Tally> {
         let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(tallies.entry(backend).or_default())
+    }
+
+    /// Waits until listeners and health checks have stopped.
+    pub(crate) async fn stopped(&self) {
+        self.own.close();
+        self.own.wait().await;
+    }
+
+    /// What has come to rest.
+    pub(crate) fn rest(&self) -> std::sync::MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_held(&self, held: bool) {
+        info!(held, "front: hold");
+        self.state.send_modify(|state| state.held = held);
+    }
+
+    fn set_draining(&self, draining: bool) {
+        info!(draining, "front: drain");
+        self.state.send_modify(|state| state.draining = draining);
     }
 
     pub(crate) fn set_listener(&self, address: SocketAddr, to: ListenerState) {
@@ -202,12 +250,22 @@ pub struct Front;
 impl Front {
     /// Starts a front on the current tokio runtime.
     ///
-    /// [`WhenEmpty::Hold`] listeners are bound when this returns; the others follow when a backend is
+    /// [`WhenEmpty::Hold`] and [`WhenEmpty::TryAll`] listeners are bound when this returns; the others follow when a backend is
     /// ready. The process must ignore SIGPIPE, as Rust programs do by default.
     ///
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(config: FrontConfig) -> Result<FrontHandle, FrontError> {
+        Self::begin(config, &mut BTreeMap::new(), BTreeMap::new())
+    }
+
+    /// Starts with those of the listening sockets in `open` that `config` names, which it takes out, and with what is `known`
+    /// of backends.
+    pub(crate) fn begin(
+        config: FrontConfig,
+        open: &mut BTreeMap<SocketAddr, TcpListener>,
+        known: BTreeMap<Backend, BackendState>,
+    ) -> Result<FrontHandle, FrontError> {
         let FrontConfig {
             listeners,
             trust,
@@ -222,24 +280,28 @@ impl Front {
             .map(ListenTable::open)
             .transpose()
             .map_err(FrontError::Discovery)?;
-        let bind = |listener: Listener| match listener.when_empty {
-            WhenEmpty::Close | WhenEmpty::CloseUnlessStarting(_) => Ok((listener, None)),
-            WhenEmpty::Hold(_) => match socket::listen(listener.address) {
-                Ok(socket) => Ok((listener, Some(socket))),
-                Err(source) => Err(FrontError::Bind {
-                    address: listener.address,
-                    source,
-                }),
-            },
+        let mut bind = |listener: Listener| {
+            let address = listener.address;
+            let bound = match (open.remove(&address), listener.when_empty) {
+                (Some(socket), _) => Some(socket),
+                (None, WhenEmpty::Hold(_) | WhenEmpty::TryAll) => {
+                    Some(socket::listen(address).map_err(|source| FrontError::Bind { address, source })?)
+                }
+                (None, WhenEmpty::Close | WhenEmpty::CloseUnlessStarting(_)) => None,
+            };
+            Ok::<_, FrontError>((listener, bound))
         };
-        let bound = listeners.into_iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+        let bound = listeners.into_iter().map(&mut bind).collect::<Result<Vec<_>, _>>()?;
 
         let (wanted, _) = watch::channel(Wanted {
             remotes: remote_backends.into_iter().collect(),
             tls,
         });
         let shared = Arc::new(Shared {
-            state: watch::Sender::new(FrontState::default()),
+            state: watch::Sender::new(FrontState {
+                backends: known.clone(),
+                ..FrontState::default()
+            }),
             tallies: Mutex::default(),
             cursor: AtomicUsize::new(0),
             pipes: PipePool::default(),
@@ -247,6 +309,8 @@ impl Front {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
+            handing_over: AtomicBool::new(false),
+            rest: Mutex::default(),
         });
         let keeper = Keeper::new(
             Arc::clone(&shared),
@@ -254,13 +318,13 @@ impl Front {
             table.zip(local_port),
             name,
             remote_interval,
+            known,
         );
         shared
             .own
             .spawn(shared.stop.clone().run_until_cancelled_owned(keeper.run()));
         for (listener, socket) in bound {
-            let task = serve_listener(Arc::clone(&shared), listener, socket);
-            shared.own.spawn(shared.stop.clone().run_until_cancelled_owned(task));
+            shared.own.spawn(keep_listening(Arc::clone(&shared), listener, socket));
         }
         Ok(FrontHandle { wanted, shared })
     }
@@ -268,8 +332,34 @@ impl Front {
 
 /// A running front. Dropping it ends it and its connections.
 pub struct FrontHandle {
-    wanted: watch::Sender<Wanted>,
+    pub(crate) wanted: watch::Sender<Wanted>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// While it lives, what is for this machine's own API servers waits. Dropping it lets all of that go on.
+#[must_use = "nothing waits once it is dropped"]
+pub struct Hold {
     shared: Arc<Shared>,
+    limit: AbortHandle,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.limit.abort();
+        self.shared.set_held(false);
+    }
+}
+
+/// While it lives, new connections go to other machines. Dropping it ends that.
+#[must_use = "nothing is drained once it is dropped"]
+pub struct Drain {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.shared.set_draining(false);
+    }
 }
 
 impl FrontHandle {
@@ -305,11 +395,41 @@ impl FrontHandle {
             .collect()
     }
 
+    /// Has clients wait instead of fail while something that this machine's API servers need is away, for at most `limit`.
+    ///
+    /// New connections that can go nowhere else wait; listeners stay as they are, open or closed. On connections to this
+    /// machine's API servers, what clients send waits too, and answers go on: requests that are being answered end, later ones
+    /// begin when the hold does. Health checks go on. There can be one hold at a time.
+    pub fn hold(&self, limit: Duration) -> Hold {
+        self.shared.set_held(true);
+        let shared = Arc::downgrade(&self.shared);
+        let release = tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            if let Some(shared) = shared.upgrade() {
+                warn!(?limit, "front: held for too long; clients go on");
+                shared.set_held(false);
+            }
+        });
+        Hold {
+            shared: Arc::clone(&self.shared),
+            limit: release.abort_handle(),
+        }
+    }
+
+    /// Sends new connections to other machines: listeners of [`Pool::Local`] that may close do, so that load balancers move on,
+    /// and [`Pool::LocalThenRemote`] turns round. Connections that are there end by themselves. There can be one at a time.
+    pub fn drain_local(&self) -> Drain {
+        self.shared.set_draining(true);
+        Drain {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     /// Stops listening, lets connections end by themselves for as long as `grace`, and then ends them.
     pub async fn shutdown(self, grace: Duration) {
         self.shared.stop.cancel();
-        self.shared.own.close();
-        self.shared.own.wait().await;
+        self.shared.stopped().await;
+        drop(std::mem::take(&mut *self.shared.rest()));
         self.shared.tasks.close();
         // Out of time is an ordinary end: watches don't end by themselves.
         let _ = timeout(grace, self.shared.tasks.wait()).await;

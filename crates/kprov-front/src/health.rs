@@ -67,6 +67,15 @@ impl Health {
         }
     }
 
+    /// A backend that was known before, by another program in this process: ready or not `since` then.
+    pub fn known(ready: bool, since: Instant, interval: Duration) -> Self {
+        Self {
+            ready,
+            changed: since,
+            ..Self::new(interval, since)
+        }
+    }
+
     /// Whether new connections may go there.
     pub fn is_ready(&self) -> bool {
         self.ready

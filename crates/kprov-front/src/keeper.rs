@@ -1,6 +1,6 @@
 //! Finds backends and keeps them checked.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub(crate) struct Keeper {
     local: Option<(ListenTable, u16)>,
     name: ServerName<'static>,
     remote_interval: Duration,
+    /// Backends that were known before this front began, and are not checked yet.
+    known: BTreeMap<Backend, BackendState>,
     checks: HashMap<Backend, AbortHandle>,
 }
 
@@ -36,6 +38,7 @@ impl Keeper {
         local: Option<(ListenTable, u16)>,
         name: ServerName<'static>,
         remote_interval: Duration,
+        known: BTreeMap<Backend, BackendState>,
     ) -> Self {
         Self {
             shared,
@@ -43,6 +46,7 @@ impl Keeper {
             local,
             name,
             remote_interval,
+            known,
             checks: HashMap::new(),
         }
     }
@@ -72,7 +76,8 @@ impl Keeper {
                     }
                     Err(error) => {
                         // What was found before stays; its health checks tell whether it is still there.
-                        backends.extend(self.checks.keys().filter(|b| matches!(b, Backend::Local { .. })));
+                        let before = self.checks.keys().chain(self.known.keys());
+                        backends.extend(before.filter(|backend| backend.is_local()));
                         if !std::mem::replace(&mut listing_failed, true) {
                             warn!(%error, "front: cannot list this machine's listening sockets");
                         }
@@ -88,14 +93,16 @@ impl Keeper {
     }
 
     fn keep(&mut self, backends: &BTreeSet<Backend>) {
-        let gone: Vec<_> = self
+        let gone: BTreeSet<_> = self
             .checks
             .keys()
+            .chain(self.known.keys())
             .filter(|backend| !backends.contains(backend))
             .copied()
             .collect();
         for backend in gone {
             info!(%backend, "front: backend is gone");
+            self.known.remove(&backend);
             if let Some(check) = self.checks.remove(&backend) {
                 check.abort();
             }
@@ -105,24 +112,29 @@ impl Keeper {
         }
         for backend in backends {
             if !self.checks.contains_key(backend) {
-                info!(%backend, "front: backend found");
-                let now = Instant::now();
-                let state = BackendState {
-                    ready: false,
-                    last: None,
-                    since: now,
-                };
-                self.shared.state.send_modify(|all| {
-                    all.backends.insert(*backend, state);
-                });
                 let interval = match backend {
                     Backend::Local { .. } => LOCAL_INTERVAL,
                     Backend::Remote(_) => self.remote_interval,
                 };
+                let health = if let Some(known) = self.known.remove(backend) {
+                    Health::known(known.ready, known.since, interval)
+                } else {
+                    info!(%backend, "front: backend found");
+                    let now = Instant::now();
+                    let state = BackendState {
+                        ready: false,
+                        last: None,
+                        since: now,
+                    };
+                    self.shared.state.send_modify(|all| {
+                        all.backends.insert(*backend, state);
+                    });
+                    Health::new(interval, now)
+                };
                 let check = keep_checking(
                     Arc::clone(&self.shared),
                     *backend,
-                    Health::new(interval, now),
+                    health,
                     self.name.clone(),
                     self.wanted.clone(),
                 );

@@ -6,13 +6,14 @@
 //! in for a cloud's load balancer, is the same thing ([`run_balancer`]).
 //!
 //! It never looks into what it carries, never ends a connection that works, and never sends a connection to a backend
-//! whose `/readyz` has not answered 200. Start reading at [`policy`], which decides where a connection goes, and
+//! whose `/readyz` has not answered 200. Its owner may be replaced while it runs ([`Handover`]). Start reading at [`policy`], which decides where a connection goes, and
 //! [`health`], which decides what is ready: both are pure. [`Front`] puts them to work.
 
 mod balancer;
 mod check;
 mod discover;
 mod front;
+mod handover;
 pub mod health;
 mod keeper;
 mod listen;
@@ -23,6 +24,7 @@ mod trust;
 
 pub use balancer::{BalancerConfig, BalancerError, BalancerFile, run_balancer};
 pub use discover::ListenTable;
-pub use front::{BackendState, Front, FrontConfig, FrontError, FrontHandle, FrontState, ListenerState};
+pub use front::{BackendState, Drain, Front, FrontConfig, FrontError, FrontHandle, FrontState, Hold, ListenerState};
+pub use handover::Handover;
 pub use policy::{Backend, Listener, Pool, WhenEmpty};
 pub use trust::{Trust, TrustError};

@@ -1,8 +1,10 @@
 //! Listens, and gives each connection to the best backend that takes it.
 
+use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -10,8 +12,9 @@ use tokio::time::{sleep, sleep_until};
 use tracing::{debug, warn};
 
 use crate::front::{ListenerState, Shared};
-use crate::policy::{Backend, Listener, WhenEmpty, candidates};
-use crate::proxy::carry;
+use crate::handover::Relay;
+use crate::policy::{Backend, Listener, WhenEmpty};
+use crate::proxy::{Ways, carry};
 use crate::socket::{self, EXHAUSTION_PAUSE};
 
 /// How long to wait before binding an address again that could not be bound.
@@ -21,19 +24,35 @@ const ACCEPTED_HOLD: Duration = Duration::from_secs(1);
 /// How long a held connection waits before it tries again backends that are said to be ready and refused it.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves one listener for ever.
-pub(crate) async fn serve_listener(shared: Arc<Shared>, listener: Listener, mut bound: Option<TcpListener>) {
+/// Serves one listener until the front stops, and leaves its socket to whom the front is handed over.
+pub(crate) async fn keep_listening(shared: Arc<Shared>, listener: Listener, mut open: Option<TcpListener>) {
+    let serving = serve_listener(&shared, listener, &mut open);
+    let _ = shared.stop.run_until_cancelled(serving).await;
+    shared
+        .rest()
+        .listeners
+        .extend(open.map(|socket| (listener.address, socket)));
+}
+
+/// Serves one listener for ever. It may be cut off at any await point: `open` has its socket then, where it has one.
+async fn serve_listener(shared: &Arc<Shared>, listener: Listener, open: &mut Option<TcpListener>) {
     let mut state = shared.state.subscribe();
-    let closes = !matches!(listener.when_empty, WhenEmpty::Hold(_));
+    let closes = !matches!(listener.when_empty, WhenEmpty::Hold(_) | WhenEmpty::TryAll);
+    if open.is_some() {
+        shared.set_listener(listener.address, ListenerState::Open);
+    }
     loop {
         if closes && !state.borrow_and_update().opens(&listener) {
+            if let Some(socket) = open.take() {
+                accept_the_last(shared, listener, socket).await;
+            }
             shared.set_listener(listener.address, ListenerState::Closed);
             if state.wait_for(|state| state.opens(&listener)).await.is_err() {
                 return;
             }
         }
-        let socket = match bound.take().map_or_else(|| socket::listen(listener.address), Ok) {
-            Ok(socket) => socket,
+        let socket = match open.take().map_or_else(|| socket::listen(listener.address), Ok) {
+            Ok(socket) => open.insert(socket),
             Err(error) => {
                 shared.set_listener(listener.address, ListenerState::Failed(error.to_string()));
                 sleep(BIND_PAUSE).await;
@@ -49,11 +68,29 @@ pub(crate) async fn serve_listener(shared: Arc<Shared>, listener: Listener, mut 
                 std::future::pending::<()>().await;
             }
         };
-        tokio::select! {
+        let failed = tokio::select! {
             biased;
-            () = emptied => {}
-            () = accept(&shared, listener, &socket) => {}
+            () = emptied => false,
+            () = accept(shared, listener, socket) => true,
+        };
+        if failed {
+            *open = None;
         }
+    }
+}
+
+/// Takes what the kernel has accepted already: closing the socket would reset it.
+async fn accept_the_last(shared: &Arc<Shared>, listener: Listener, socket: TcpListener) {
+    let next = || {
+        poll_fn(|context| {
+            Poll::Ready(match socket.poll_accept(context) {
+                Poll::Ready(Ok((client, _))) => Some(client),
+                Poll::Ready(Err(_)) | Poll::Pending => None,
+            })
+        })
+    };
+    while let Some(client) = next().await {
+        shared.tasks.spawn(serve(Arc::clone(shared), listener, client));
     }
 }
 
@@ -62,8 +99,7 @@ async fn accept(shared: &Arc<Shared>, listener: Listener, socket: &TcpListener) 
     loop {
         match socket.accept().await {
             Ok((client, _)) => {
-                let task = serve(Arc::clone(shared), listener, client);
-                shared.tasks.spawn(shared.kill.clone().run_until_cancelled_owned(task));
+                shared.tasks.spawn(serve(Arc::clone(shared), listener, client));
             }
             // Clients wait in the backlog meanwhile.
             Err(error) if socket::is_exhaustion(&error) => {
@@ -82,32 +118,77 @@ async fn accept(shared: &Arc<Shared>, listener: Listener, socket: &TcpListener) 
     }
 }
 
-async fn serve(shared: Arc<Shared>, listener: Listener, client: TcpStream) {
-    let Some((backend, server)) = connect(&shared, listener).await else {
-        debug!(address = %listener.address, "front: no backend is ready");
-        socket::reset_on_close(&client);
-        return;
-    };
-    let tally = shared.tally(backend);
-    let _counted = Counted::new(&tally.connections);
-    if let Err(error) = carry(&client, &server, &shared.pipes).await {
-        debug!(%backend, %error, "front: connection broke");
+pub(crate) async fn serve(shared: Arc<Shared>, listener: Listener, client: TcpStream) {
+    match shared.kill.run_until_cancelled(connect(&shared, listener)).await {
+        Some(Some((backend, server))) => {
+            let relay = Relay {
+                backend,
+                client,
+                server,
+                ways: Ways::default(),
+            };
+            relay_on(shared, relay).await;
+        }
+        Some(None) => {
+            debug!(address = %listener.address, "front: no backend is ready");
+            socket::reset_on_close(&client);
+        }
+        None if shared.handing_over.load(Ordering::SeqCst) => shared.rest().waiting.push((listener.address, client)),
+        None => {}
     }
 }
 
-/// Connects to the best backend that takes the connection, waiting for one as long as the listener allows.
+/// Carries a connection from where it is.
+pub(crate) async fn relay_on(shared: Arc<Shared>, mut relay: Relay) {
+    let Relay {
+        backend,
+        client,
+        server,
+        ways,
+    } = &mut relay;
+    let backend = *backend;
+    let gate = || {
+        let held = backend.is_local() && shared.state.borrow().held;
+        held.then(|| {
+            let mut state = shared.state.subscribe();
+            async move { drop(state.wait_for(|state| !state.held).await) }
+        })
+    };
+    let carried = {
+        let tally = shared.tally(backend);
+        let _counted = Counted::new(&tally.connections);
+        let carrying = carry(client, server, ways, &shared.pipes, gate);
+        shared.kill.run_until_cancelled(carrying).await
+    };
+    match carried {
+        Some(Err(error)) => debug!(%backend, %error, "front: connection broke"),
+        None if shared.handing_over.load(Ordering::SeqCst) => shared.rest().relays.push(relay),
+        Some(Ok(())) | None => {}
+    }
+}
+
+/// Connects to the best backend that takes the connection, waiting for one as long as the listener allows. Time during which
+/// connections are held does not count.
 async fn connect(shared: &Shared, listener: Listener) -> Option<(Backend, TcpStream)> {
-    let hold = match listener.when_empty {
+    let patience = match listener.when_empty {
         WhenEmpty::Close => ACCEPTED_HOLD,
+        WhenEmpty::TryAll => Duration::ZERO,
         WhenEmpty::Hold(hold) | WhenEmpty::CloseUnlessStarting(hold) => hold,
     };
-    let deadline = tokio::time::Instant::now() + hold;
+    let mut deadline = tokio::time::Instant::now() + patience;
+    let mut was_held = false;
     let cursor = shared.cursor.fetch_add(1, Ordering::Relaxed);
     let mut state = shared.state.subscribe();
     loop {
-        let ready = candidates(listener.pool, state.borrow_and_update().ready(), cursor);
-        let found_some = !ready.is_empty();
-        for backend in ready {
+        let (routes, held) = {
+            let state = state.borrow_and_update();
+            (state.routes(&listener, cursor), state.held)
+        };
+        if std::mem::replace(&mut was_held, held) {
+            deadline = tokio::time::Instant::now() + patience;
+        }
+        let found_some = !routes.is_empty();
+        for backend in routes {
             match socket::connect(backend.address()).await {
                 Ok(server) => return Some((backend, server)),
                 Err(error) => {
@@ -128,7 +209,7 @@ async fn connect(shared: &Shared, listener: Listener) -> Option<(Backend, TcpStr
         };
         tokio::select! {
             biased;
-            () = sleep_until(deadline) => return None,
+            () = sleep_until(deadline), if !held => return None,
             changed = state.changed() => if changed.is_err() { return None },
             () = retry => {}
         }

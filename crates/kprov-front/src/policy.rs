@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use kprov_types::ports;
+use serde::{Deserialize, Serialize};
 
 /// One API server that connections can go to. The order is that of preference: local ones last to first revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Backend {
     /// A process on this machine, bound to its revision's address ([`ports::revision_address`]).
     Local {
@@ -27,6 +29,11 @@ impl Backend {
             Self::Local { revision, port } => SocketAddr::from((ports::revision_address(revision), port)),
             Self::Remote(address) => address,
         }
+    }
+
+    /// Whether it is on this machine.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Local { .. })
     }
 }
 
@@ -60,6 +67,9 @@ pub enum WhenEmpty {
     CloseUnlessStarting(Duration),
     /// It accepts, waits this long for one to become ready, and then resets the connection. Zero resets at once.
     Hold(Duration),
+    /// It accepts, and tries all of them whether they are ready or not, as cloud load balancers do ("fail open", in AWS' words): a
+    /// backend whose health checks have to wait may still take connections that can wait longer.
+    TryAll,
 }
 
 /// One address that the front listens on.
@@ -115,9 +125,7 @@ impl Listener {
 /// `ready` lists the backends that are ready, in any order. A caller that raises `cursor` by one for each connection gets
 /// round robin.
 pub fn candidates(pool: Pool, ready: impl IntoIterator<Item = Backend>, cursor: usize) -> Vec<Backend> {
-    let (mut local, mut remote): (Vec<_>, Vec<_>) = ready
-        .into_iter()
-        .partition(|backend| matches!(backend, Backend::Local { .. }));
+    let (mut local, mut remote): (Vec<_>, Vec<_>) = ready.into_iter().partition(Backend::is_local);
     local.sort_unstable_by(|a, b| b.cmp(a));
     remote.sort_unstable();
     if !remote.is_empty() {

@@ -48,10 +48,63 @@ impl PipePool {
     }
 }
 
+/// How far one direction of a connection is. It holds at every moment: whoever stops carrying can go on from here, even as
+/// another program.
+#[derive(Default)]
+pub(crate) struct Way {
+    /// Its sender has ended it, and the receiver was told.
+    pub(crate) ended: bool,
+    /// Bytes that were read and not written yet.
+    pub(crate) pending: Option<Pending>,
+}
+
+/// Bytes in a pipe.
+pub(crate) struct Pending {
+    pipe: Pipe,
+    count: usize,
+}
+
+impl Pending {
+    /// What was handed over: the pipe's ends, and how many bytes are in it.
+    pub(crate) fn new(reader: PipeReader, writer: PipeWriter, count: usize) -> Self {
+        let pipe = Pipe { reader, writer };
+        Self { pipe, count }
+    }
+
+    /// The pipe's ends, and how many bytes are in it.
+    pub(crate) fn into_parts(self) -> (PipeReader, PipeWriter, usize) {
+        let Pipe { reader, writer } = self.pipe;
+        (reader, writer, self.count)
+    }
+}
+
+/// Both directions of a connection.
+#[derive(Default)]
+pub(crate) struct Ways {
+    /// From the client to the backend.
+    pub(crate) up: Way,
+    /// From the backend to the client.
+    pub(crate) down: Way,
+}
+
 /// Carries bytes both ways until both sides have ended theirs (half-close is passed on) or one breaks, which resets the
-/// other. There is no idle timeout: watches may be silent for as long as they like.
-pub(crate) async fn carry(client: &TcpStream, backend: &TcpStream, pipes: &PipePool) -> io::Result<()> {
-    let result = tokio::try_join!(one_way(client, backend, pipes), one_way(backend, client, pipes));
+/// other. There is no idle timeout: watches may be silent for as long as they like. What clients send waits until `gate` is
+/// open.
+///
+/// It may be cut off at any await point: `ways` says how far it came.
+pub(crate) async fn carry<G: Future<Output = ()>>(
+    client: &TcpStream,
+    backend: &TcpStream,
+    ways: &mut Ways,
+    pipes: &PipePool,
+    gate: impl Fn() -> Option<G>,
+) -> io::Result<()> {
+    let Ways { up, down } = ways;
+    let always_open = || None::<std::future::Ready<()>>;
+    let result = tokio::try_join!(
+        one_way(client, backend, up, pipes, gate),
+        one_way(backend, client, down, pipes, always_open)
+    );
     if result.is_err() {
         reset_on_close(client);
         reset_on_close(backend);
@@ -59,30 +112,37 @@ pub(crate) async fn carry(client: &TcpStream, backend: &TcpStream, pipes: &PipeP
     result.map(drop)
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, pipes: &PipePool) -> io::Result<()> {
-    loop {
+async fn one_way<G: Future<Output = ()>>(
+    from: &TcpStream,
+    to: &TcpStream,
+    way: &mut Way,
+    pipes: &PipePool,
+    gate: impl Fn() -> Option<G>,
+) -> io::Result<()> {
+    while !way.ended {
+        drain(&mut way.pending, to, pipes).await?;
         from.readable().await?;
+        while let Some(opened) = gate() {
+            opened.await;
+        }
         let pipe = borrow(pipes).await?;
         match from.try_io(Interest::READABLE, || {
             move_bytes(from, &pipe.writer, PIPE_CAPACITY as usize)
         }) {
             Ok(0) => {
                 pipes.give(pipe);
-                break;
+                match SockRef::from(to).shutdown(Shutdown::Write) {
+                    // The peer has closed already: nothing is left to tell it.
+                    Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(error),
+                    _ => way.ended = true,
+                }
             }
-            Ok(count) => {
-                drain(&pipe, count, to).await?;
-                pipes.give(pipe);
-            }
+            Ok(count) => way.pending = Some(Pending { pipe, count }),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => pipes.give(pipe),
             Err(error) => return Err(error),
         }
     }
-    match SockRef::from(to).shutdown(Shutdown::Write) {
-        // The peer has closed already: nothing is left to tell it.
-        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// A pipe from the pool. While this process is short of file descriptors the connection waits instead of breaking.
@@ -95,15 +155,20 @@ async fn borrow(pipes: &PipePool) -> io::Result<Pipe> {
     }
 }
 
-/// Moves `count` bytes from the pipe to the socket.
-async fn drain(pipe: &Pipe, mut count: usize, to: &TcpStream) -> io::Result<()> {
-    while count > 0 {
+/// Moves what is pending from its pipe to the socket.
+async fn drain(pending: &mut Option<Pending>, to: &TcpStream, pipes: &PipePool) -> io::Result<()> {
+    while let Some(Pending { pipe, count }) = pending {
         to.writable().await?;
-        match to.try_io(Interest::WRITABLE, || move_bytes(&pipe.reader, to, count)) {
+        match to.try_io(Interest::WRITABLE, || move_bytes(&pipe.reader, to, *count)) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(moved) => count -= moved,
+            Ok(moved) => *count -= moved,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
+        }
+        if *count == 0
+            && let Some(Pending { pipe, .. }) = pending.take()
+        {
+            pipes.give(pipe);
         }
     }
     Ok(())

@@ -575,6 +575,10 @@ async fn the_balancer_follows_its_file() -> Result<()> {
     write(&[second.address], Some(&pki.ca_pem))?;
     until_answers("127.0.0.2").await?;
     assert_eq!(pki.who(listen).await?, "127.0.0.2");
+    // One that is all there is gets connections even when it says that it is not ready.
+    second.set_status(500);
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(pki.who(listen).await?, "127.0.0.2");
     drop(stop);
     timeout(PATIENCE, balancer).await???;
     assert!(TcpStream::connect(listen).await.is_err());
