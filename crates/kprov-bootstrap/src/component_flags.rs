@@ -50,11 +50,15 @@ pub(crate) fn apiserver(
     advertise: &str,
 ) -> Vec<String> {
     let network = &settings.network;
+    let minor = settings.kubernetes.minor();
     let pki = paths::pki;
     let mut flags = vec![
         format!("--bind-address={}", ports::revision_address(revision)),
         format!("--secure-port={}", ports::API),
         format!("--advertise-address={advertise}"),
+        // One that stops would take its machine's address out of Service `kubernetes`, though the front goes on there.
+        // kprov's operator keeps the addresses.
+        "--endpoint-reconciler-type=none".into(),
         "--allow-privileged=true".into(),
         "--authorization-mode=Node,RBAC".into(),
         format!("--client-ca-file={}", paths::CA),
@@ -97,13 +101,13 @@ pub(crate) fn apiserver(
     flags.extend(tls());
     let mut plugins = vec!["NodeRestriction"];
     if features.pod_security.is_some() {
-        flags.push(format!("--admission-control-config-file={}", paths::ADMISSION));
+        flags.push(format!("--admission-control-config-file={}", paths::admission(minor)));
     } else {
         plugins.push("PodSecurityPolicy");
     }
     flags.push(format!("--enable-admission-plugins={}", plugins.join(",")));
     flags.push(if features.authentication_config.is_some() {
-        format!("--authentication-config={}", paths::AUTHENTICATION)
+        format!("--authentication-config={}", paths::authentication(minor))
     } else {
         // RBAC leaves anonymous requests the health endpoints only.
         "--anonymous-auth=true".into()

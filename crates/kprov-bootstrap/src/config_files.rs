@@ -1,23 +1,40 @@
 //! The configuration files that API servers read.
 
+use kprov_types::Minor;
 use serde_json::{Value, json};
 
 use crate::paths;
-use crate::versions::Features;
+use crate::pki::FileToWrite;
+use crate::versions::{Features, Unsupported};
 
-/// The files of a minor, each with its path.
-pub(crate) fn all(features: &Features, encryption_key: &str) -> Vec<(&'static str, Value)> {
-    let mut files = vec![
-        (paths::ENCRYPTION, encryption(encryption_key)),
-        (paths::AUDIT_POLICY, audit_policy()),
-    ];
+/// The files that are the same for every version, each with its path.
+pub(crate) fn common(encryption_key: &str) -> [FileToWrite; 2] {
+    [
+        file(paths::ENCRYPTION.to_owned(), &encryption(encryption_key)),
+        file(paths::AUDIT_POLICY.to_owned(), &audit_policy()),
+    ]
+}
+
+/// The files that API servers of one minor read and those of other minors don't. A machine needs those of each minor whose
+/// API servers it may run, before they start.
+pub fn config_files(minor: Minor) -> Result<Vec<FileToWrite>, Unsupported> {
+    let features = Features::of(minor)?;
+    let mut files = Vec::new();
     if let Some(api_version) = features.pod_security {
-        files.push((paths::ADMISSION, admission(api_version)));
+        files.push(file(paths::admission(minor), &admission(api_version)));
     }
     if let Some(api_version) = features.authentication_config {
-        files.push((paths::AUTHENTICATION, authentication(api_version)));
+        files.push(file(paths::authentication(minor), &authentication(api_version)));
     }
-    files
+    Ok(files)
+}
+
+fn file(path: String, content: &Value) -> FileToWrite {
+    FileToWrite {
+        path,
+        mode: 0o600,
+        content: format!("{content:#}\n"),
+    }
 }
 
 /// Secrets are written by the first provider; `identity` reads what was written before encryption was on.

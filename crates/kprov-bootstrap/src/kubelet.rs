@@ -47,6 +47,8 @@ pub struct HostFacts {
     pub resolv_conf: Option<String>,
     /// containerd's socket, as a `unix://` URL.
     pub runtime_endpoint: String,
+    /// The size of the file system that holds pods' data and images, in MiB; 0 where it isn't known.
+    pub disk_mib: u64,
     /// The pause image, as containerd is told; kept from the kubelet's image clean-up where it has a flag for that.
     pub pause_image: String,
 }
@@ -69,11 +71,27 @@ pub fn kubelet_config(node: &NodeConfig, host: &HostFacts, minor: Minor) -> Resu
     })
 }
 
+/// How much of the disk is kept free: when images are cleaned up, in percent, and when pods are evicted.
+///
+/// The kubelet's own values (15 % and 10 %) are meant for small disks. Of a large one that may be hundreds of gigabytes, and of
+/// one that machines share with the rest of a host, space that none of them could give back.
+fn disk_reserve(disk_mib: u64) -> (u64, String) {
+    const IMAGES_MIB: u64 = 15 << 10;
+    const PODS_MIB: u64 = 5 << 10;
+    if disk_mib == 0 {
+        return (15, "10%".into());
+    }
+    let images = (IMAGES_MIB * 100).div_ceil(disk_mib).clamp(2, 15);
+    let pods = PODS_MIB.min(disk_mib / 10);
+    (images, format!("{pods}Mi"))
+}
+
 fn taint() -> Value {
     json!({ "key": CONTROL_PLANE_LABEL, "effect": "NoSchedule" })
 }
 
 fn configuration(node: &NodeConfig, host: &HostFacts, features: &Features) -> Value {
+    let (reserve, free) = disk_reserve(host.disk_mib);
     let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -108,8 +126,15 @@ fn configuration(node: &NodeConfig, host: &HostFacts, features: &Features) -> Va
         "maxPods": 110,
         "podPidsLimit": 4096,
         "serializeImagePulls": false,
-        "imageGCHighThresholdPercent": 85,
-        "imageGCLowThresholdPercent": 80,
+        "imageGCHighThresholdPercent": 100 - reserve,
+        "imageGCLowThresholdPercent": 95 - reserve,
+        // All four, as the kubelet drops its own when one is given.
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.inodesFree": "5%",
+            "nodefs.available": free,
+            "imagefs.available": free,
+        },
         "failSwapOn": !host.swap,
         "protectKernelDefaults": host.kernel_defaults,
     });
@@ -159,4 +184,17 @@ fn flags(node: &NodeConfig, host: &HostFacts, features: &Features) -> Vec<String
         flags.push(format!("--pod-infra-container-image={}", host.pause_image));
     }
     flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_disk_is_not_kept_free_by_the_hundred_gigabytes() {
+        assert_eq!(disk_reserve(0), (15, "10%".into()));
+        assert_eq!(disk_reserve(20 << 10), (15, "2048Mi".into()));
+        assert_eq!(disk_reserve(250 << 10), (6, "5120Mi".into()));
+        assert_eq!(disk_reserve(8 << 20), (2, "5120Mi".into()));
+    }
 }

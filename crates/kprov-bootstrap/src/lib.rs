@@ -19,6 +19,7 @@ pub mod pivot;
 pub mod pki;
 pub mod versions;
 
+pub use config_files::config_files;
 pub use kubelet::kubelet_config;
-pub use manifests::{etcd_pod, self_hosted, standby_pods};
+pub use manifests::{etcd_pod, self_hosted, standby_pods, workload};
 pub use pki::{control_plane_files, generate_secrets};

@@ -1,6 +1,8 @@
 //! Where things lie on a machine. The layout is kubeadm's, because people and benchmark tools look there; what kubeadm
 //! has no place for is under `/etc/kubernetes/kprov`.
 
+use kprov_types::Minor;
+
 /// Kubernetes' own directory.
 pub const KUBERNETES: &str = "/etc/kubernetes";
 /// Certificates and keys.
@@ -34,12 +36,19 @@ pub const NODE_KUBECONFIG: &str = "/etc/kubernetes/kprov/node.conf";
 pub const ENCRYPTION: &str = "/etc/kubernetes/kprov/encryption.yaml";
 /// Audit `Policy`.
 pub const AUDIT_POLICY: &str = "/etc/kubernetes/kprov/audit-policy.yaml";
-/// `AdmissionConfiguration`, where the version has Pod Security admission.
-pub const ADMISSION: &str = "/etc/kubernetes/kprov/admission.yaml";
-/// `AuthenticationConfiguration`, where the version can limit anonymous requests by path.
-pub const AUTHENTICATION: &str = "/etc/kubernetes/kprov/authentication.yaml";
 /// The API on every machine: its front on loopback.
 pub const LOCAL_API: &str = "https://127.0.0.1:6443";
+
+/// `AdmissionConfiguration` for API servers of a minor, where it has Pod Security admission. Each minor has a file of its own,
+/// since API servers of two minors run side by side on one machine.
+pub fn admission(minor: Minor) -> String {
+    format!("{CONFIG}/{minor}/admission.yaml")
+}
+
+/// `AuthenticationConfiguration` for API servers of a minor, where it can limit anonymous requests by path.
+pub fn authentication(minor: Minor) -> String {
+    format!("{CONFIG}/{minor}/authentication.yaml")
+}
 
 /// `<pki>/<name>`.
 pub(crate) fn pki(name: &str) -> String {

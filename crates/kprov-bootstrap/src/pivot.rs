@@ -26,6 +26,8 @@ pub struct Expectation {
     pub workers: Vec<MachineName>,
     /// Whether CoreDNS was applied.
     pub coredns: bool,
+    /// Whether kprov's operator was applied.
+    pub operator: bool,
     /// Machines that were started again, and since when: what the API tells of their pods from before is no longer so, and
     /// until their kubelet reports again nobody corrects it.
     pub started: BTreeMap<MachineName, Timestamp>,
@@ -38,6 +40,7 @@ impl Expectation {
             control_plane: settings.members.iter().map(|m| m.name.clone()).collect(),
             workers,
             coredns: settings.release.image(ImageComponent::Coredns).is_some(),
+            operator: settings.release.image(ImageComponent::KprovOperator).is_some(),
             started: BTreeMap::new(),
         }
     }
@@ -181,6 +184,7 @@ pub fn judge(expected: &Expectation, seen: &Observation) -> PivotState {
         control_plane,
         workers,
         coredns,
+        operator,
         started,
     } = expected;
     let node = |machine: &MachineName| seen.nodes.iter().find(|n| n.name == machine.as_str());
@@ -245,6 +249,9 @@ pub fn judge(expected: &Expectation, seen: &Observation) -> PivotState {
     }
     if *coredns {
         waiting.extend(short_of(seen, ImageComponent::Coredns));
+    }
+    if *operator {
+        waiting.extend(short_of(seen, ImageComponent::KprovOperator));
     }
     PivotState { waiting }
 }

@@ -19,6 +19,12 @@ pub const NEWEST: Minor = Minor::v1(37);
 pub struct Features {
     /// API version of `PodDisruptionBudget`.
     pub pod_disruption_budget: &'static str,
+    /// API version of `Eviction`, the body of `pods/eviction`.
+    pub eviction: &'static str,
+    /// API version of `EndpointSlice`.
+    pub endpoint_slice: &'static str,
+    /// CustomResourceDefinitions may carry rules in CEL (`x-kubernetes-validations`). An older API server refuses the field.
+    pub validation_rules: bool,
     /// API version of Pod Security admission's configuration; without it, `PodSecurityPolicy` does the job.
     pub pod_security: Option<&'static str>,
     /// API version of an `AuthenticationConfiguration` that limits anonymous requests by path; without it, RBAC does.
@@ -48,6 +54,9 @@ pub struct Features {
 /// Kubernetes 1.20, where the table starts.
 const BASE: Features = Features {
     pod_disruption_budget: "policy/v1beta1",
+    eviction: "policy/v1beta1",
+    endpoint_slice: "discovery.k8s.io/v1beta1",
+    validation_rules: false,
     pod_security: None,
     authentication_config: None,
     daemon_set_surge: false,
@@ -69,6 +78,9 @@ type Change = (u64, fn(&mut Features));
 const CHANGES: &[Change] = &[
     // policy/v1beta1 goes in 1.25.
     (21, |f| f.pod_disruption_budget = "policy/v1"),
+    // discovery.k8s.io/v1beta1 goes in 1.25.
+    (21, |f| f.endpoint_slice = "discovery.k8s.io/v1"),
+    (22, |f| f.eviction = "policy/v1"),
     // KEP-1591: beta and on by default.
     (22, |f| f.daemon_set_surge = true),
     (22, |f| f.shutdown_retry_after = true),
@@ -83,6 +95,8 @@ const CHANGES: &[Change] = &[
     (24, |f| f.kubelet_runtime_flag = false),
     // v1beta1 of it stays for a while.
     (25, |f| f.pod_security = Some("pod-security.admission.config.k8s.io/v1")),
+    // KEP-2876: beta and on by default.
+    (25, |f| f.validation_rules = true),
     // KEP-2413: beta and on by default.
     (25, |f| f.kubelet_seccomp_default = true),
     (27, |f| f.kubelet_endpoint_in_config = true),
@@ -212,6 +226,9 @@ mod tests {
             assert_eq!(f.kubelet_endpoint_in_config, minor >= 27, "{minor}");
             assert_eq!(f.kubelet_pause_flag, minor <= 34, "{minor}");
             assert_eq!(f.kubelet_fail_cgroup_v1, minor >= 31, "{minor}");
+            assert_eq!(f.endpoint_slice == "discovery.k8s.io/v1", minor >= 21, "{minor}");
+            assert_eq!(f.eviction == "policy/v1", minor >= 22, "{minor}");
+            assert_eq!(f.validation_rules, minor >= 25, "{minor}");
         }
         assert_eq!(of(20).pod_disruption_budget, "policy/v1beta1");
         assert_eq!(

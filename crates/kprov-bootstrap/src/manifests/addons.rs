@@ -16,11 +16,11 @@ const PROXY_HEALTH: u16 = 10256;
 const TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const DNS: &str = "coredns";
 
-fn service_account_object(name: &str) -> Value {
+pub(super) fn service_account_object(name: &str) -> Value {
     json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name, "namespace": NAMESPACE } })
 }
 
-fn config_map(name: &str, data: &Value) -> Value {
+pub(super) fn config_map(name: &str, data: &Value) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -64,7 +64,7 @@ impl Context<'_> {
         ])
     }
 
-    fn kube_proxy_daemon_set(&self) -> Result<Value, ManifestError> {
+    pub(super) fn kube_proxy_daemon_set(&self) -> Result<Value, ManifestError> {
         let labels = component_labels(ImageComponent::KubeProxy);
         let host_path =
             |name: &str, path: &str, kind: &str| json!({ "name": name, "hostPath": { "path": path, "type": kind } });
@@ -109,15 +109,17 @@ impl Context<'_> {
             "metadata": { "name": PROXY, "namespace": NAMESPACE, "labels": labels },
             "spec": {
                 "selector": { "matchLabels": { NAME_LABEL: PROXY } },
-                "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 1 } },
-                "template": { "metadata": { "labels": labels }, "spec": spec },
+                // Never two on one machine: they'd want the same ports. What a stopped one has set up goes on working, so many
+                // machines may be without one for the moment; a share is at least one.
+                "updateStrategy": { "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": "10%" } },
+                "template": { "metadata": self.pod_metadata(&labels), "spec": spec },
             },
         }))
     }
 
     /// CoreDNS; nothing where the release has none.
     pub(super) fn coredns(&self) -> Vec<Manifest> {
-        let Some(image) = self.settings.release.image(ImageComponent::Coredns) else {
+        let Some(deployment) = self.coredns_deployment() else {
             return Vec::new();
         };
         let network = &self.settings.network;
@@ -150,7 +152,7 @@ impl Context<'_> {
             { "apiGroups": [""], "resources": ["endpoints", "services", "pods", "namespaces"], "verbs": ["list", "watch"] },
             { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"] },
         ]);
-        let selector = json!({ "k8s-app": "kube-dns" });
+        let selector = coredns_selector();
         let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
@@ -177,61 +179,66 @@ impl Context<'_> {
                 &[service_account(DNS)],
             )),
             create(config_map(DNS, &json!({ "Corefile": corefile }))),
-            create(coredns_deployment(&image.pinned(), &selector)),
+            create(deployment),
             create(service),
             enforce(self.disruption_budget(DNS, &selector)),
         ]
     }
+    pub(super) fn coredns_deployment(&self) -> Option<Value> {
+        let image = self.settings.release.image(ImageComponent::Coredns)?.pinned();
+        let selector = coredns_selector();
+        let mut labels = component_labels(ImageComponent::Coredns);
+        labels.insert("k8s-app".into(), json!("kube-dns"));
+        let probe = |path: &str, port: u16| json!({ "httpGet": { "path": path, "port": port }, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 5 });
+        let spec = json!({
+            "serviceAccountName": DNS,
+            "priorityClassName": "system-cluster-critical",
+            // Not the cluster's DNS, which is itself.
+            "dnsPolicy": "Default",
+            "nodeSelector": { "kubernetes.io/os": "linux" },
+            "tolerations": [
+                { "key": "CriticalAddonsOnly", "operator": "Exists" },
+                { "key": CONTROL_PLANE_LABEL, "operator": "Exists", "effect": "NoSchedule" },
+            ],
+            "affinity": { "podAntiAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{
+                "weight": 100,
+                "podAffinityTerm": {
+                    "topologyKey": "kubernetes.io/hostname",
+                    "labelSelector": { "matchLabels": selector },
+                },
+            }] } },
+            "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
+            "containers": [{
+                "name": DNS,
+                "image": image,
+                "imagePullPolicy": "IfNotPresent",
+                "command": ["/coredns", "-conf", "/etc/coredns/Corefile"],
+                "resources": { "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "memory": "256Mi" } },
+                "securityContext": {
+                    "allowPrivilegeEscalation": false,
+                    "capabilities": { "drop": ["ALL"], "add": ["NET_BIND_SERVICE"] },
+                    "readOnlyRootFilesystem": true,
+                },
+                "livenessProbe": probe("/health", 8080),
+                "readinessProbe": probe("/ready", 8181),
+                "volumeMounts": [{ "name": "config", "mountPath": "/etc/coredns", "readOnly": true }],
+            }],
+            "volumes": [{ "name": "config", "configMap": { "name": DNS } }],
+        });
+        Some(json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": { "name": DNS, "namespace": NAMESPACE, "labels": labels },
+            "spec": {
+                "replicas": 2,
+                "selector": { "matchLabels": selector },
+                "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 1 } },
+                "template": { "metadata": self.pod_metadata(&labels), "spec": spec },
+            },
+        }))
+    }
 }
 
-fn coredns_deployment(image: &str, selector: &Value) -> Value {
-    let mut labels = component_labels(ImageComponent::Coredns);
-    labels.insert("k8s-app".into(), json!("kube-dns"));
-    let probe = |path: &str, port: u16| json!({ "httpGet": { "path": path, "port": port }, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 5 });
-    let spec = json!({
-        "serviceAccountName": DNS,
-        "priorityClassName": "system-cluster-critical",
-        // Not the cluster's DNS, which is itself.
-        "dnsPolicy": "Default",
-        "nodeSelector": { "kubernetes.io/os": "linux" },
-        "tolerations": [
-            { "key": "CriticalAddonsOnly", "operator": "Exists" },
-            { "key": CONTROL_PLANE_LABEL, "operator": "Exists", "effect": "NoSchedule" },
-        ],
-        "affinity": { "podAntiAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [{
-            "weight": 100,
-            "podAffinityTerm": {
-                "topologyKey": "kubernetes.io/hostname",
-                "labelSelector": { "matchLabels": selector },
-            },
-        }] } },
-        "securityContext": { "seccompProfile": { "type": "RuntimeDefault" } },
-        "containers": [{
-            "name": DNS,
-            "image": image,
-            "imagePullPolicy": "IfNotPresent",
-            "command": ["/coredns", "-conf", "/etc/coredns/Corefile"],
-            "resources": { "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "memory": "256Mi" } },
-            "securityContext": {
-                "allowPrivilegeEscalation": false,
-                "capabilities": { "drop": ["ALL"], "add": ["NET_BIND_SERVICE"] },
-                "readOnlyRootFilesystem": true,
-            },
-            "livenessProbe": probe("/health", 8080),
-            "readinessProbe": probe("/ready", 8181),
-            "volumeMounts": [{ "name": "config", "mountPath": "/etc/coredns", "readOnly": true }],
-        }],
-        "volumes": [{ "name": "config", "configMap": { "name": DNS } }],
-    });
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": { "name": DNS, "namespace": NAMESPACE, "labels": labels },
-        "spec": {
-            "replicas": 2,
-            "selector": { "matchLabels": selector },
-            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 1 } },
-            "template": { "metadata": { "labels": labels }, "spec": spec },
-        },
-    })
+fn coredns_selector() -> Value {
+    json!({ "k8s-app": "kube-dns" })
 }

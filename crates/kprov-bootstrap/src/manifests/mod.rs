@@ -4,6 +4,10 @@
 //! [`crate::versions`] does.
 
 mod addons;
+mod crds;
+mod endpoints;
+mod operator;
+mod operator_rights;
 mod pods;
 mod rbac;
 mod security_policy;
@@ -14,6 +18,8 @@ use std::net::IpAddr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
+use kprov_types::Minor;
+use kprov_types::api::{KUBERNETES_ANNOTATION, RELEASE_ANNOTATION};
 use kprov_types::node::{ControlPlaneSettings, JoinToken, Member};
 use kprov_types::ports::{ETCD_PEER, STANDBY_REVISION};
 use kprov_types::release::ImageComponent;
@@ -21,6 +27,11 @@ use serde_json::{Map, Value, json};
 
 use crate::component_flags;
 use crate::versions::{EtcdFeatures, Features, Unsupported};
+
+pub use crds::{MACHINES, RELEASES, Resource, VERSION_UPDATES, crds};
+pub use endpoints::{API_SERVICE, API_SERVICE_NAMESPACE, api_endpoint_slice, api_endpoints};
+pub use operator::{OPERATOR, release_keys};
+pub use operator_rights::machine_access;
 
 /// The namespace everything runs in.
 pub const NAMESPACE: &str = "kube-system";
@@ -102,7 +113,8 @@ pub enum EtcdClusterState {
 }
 
 /// The standby control plane of a machine: static pods of kube-apiserver, controller-manager and scheduler, each with its
-/// file name. They're the self-hosted pods but for their revision and for what static pods can't have.
+/// file name. They're the self-hosted pods but for their revision and for what static pods can't have. `settings` may be of
+/// any release, see [`ControlPlaneSettings::with_release`].
 pub fn standby_pods(settings: &ControlPlaneSettings, machine: &Member) -> Result<Vec<(String, Value)>, ManifestError> {
     let context = Context::new(settings)?;
     let advertise = machine.address.to_string();
@@ -113,7 +125,10 @@ pub fn standby_pods(settings: &ControlPlaneSettings, machine: &Member) -> Result
     ];
     Ok(pods
         .into_iter()
-        .map(|pod| static_pod(&pod, &labels(pod.component, STANDBY, STANDBY_REVISION)))
+        .map(|pod| {
+            let labels = labels(pod.component, STANDBY, STANDBY_REVISION);
+            static_pod(&pod, context.pod_metadata(&labels))
+        })
         .collect())
 }
 
@@ -149,7 +164,8 @@ pub fn etcd_pod(
     let pod = context.etcd_pod(features, &flags, &start.data_dir)?;
     let mut labels = component_labels(ImageComponent::Etcd);
     labels.insert(PLANE_LABEL.into(), json!("static"));
-    Ok(static_pod(&pod, &labels))
+    // Not of a release: a member is started again only where its image changes.
+    Ok(static_pod(&pod, json!({ "labels": labels })))
 }
 
 /// The objects of the self-hosted control plane, in the order in which they're applied: rights first, then what runs.
@@ -172,7 +188,26 @@ pub fn self_hosted(
     manifests.extend(context.control_plane(revision)?);
     manifests.extend(context.kube_proxy()?);
     manifests.extend(context.coredns());
+    manifests.extend(context.api_endpoints());
+    manifests.extend(context.operator());
     Ok(manifests)
+}
+
+/// What runs the pods of one component of the release that `settings` name: a DaemonSet or a Deployment. `None` where no object
+/// of the API runs it (etcd, the pause container), and where the release lacks what a release may lack (CoreDNS, kprov's
+/// operator).
+///
+/// `revision` matters to the control plane only; each change of its pod templates takes a fresh one. `running` is the lowest
+/// minor among the API servers that will read the object: where it knows no surge of DaemonSets, API servers are replaced only
+/// by whoever deletes their pods.
+pub fn workload(
+    settings: &ControlPlaneSettings,
+    component: ImageComponent,
+    revision: u16,
+    running: Minor,
+) -> Result<Option<Value>, ManifestError> {
+    let surge = Features::of(running)?.daemon_set_surge;
+    Context::new(settings)?.workload(component, revision, surge)
 }
 
 fn enforce(object: Value) -> Manifest {
@@ -203,6 +238,15 @@ impl<'a> Context<'a> {
         })
     }
 
+    /// The metadata of a pod that is rendered from the release.
+    fn pod_metadata(&self, labels: &Map<String, Value>) -> Value {
+        let annotations = json!({
+            RELEASE_ANNOTATION: self.settings.release_digest,
+            KUBERNETES_ANNOTATION: self.settings.kubernetes,
+        });
+        json!({ "labels": labels, "annotations": annotations })
+    }
+
     fn image(&self, component: ImageComponent) -> Result<String, ManifestError> {
         let image = self
             .settings
@@ -219,8 +263,10 @@ struct Pod {
     spec: Value,
 }
 
-fn static_pod(pod: &Pod, labels: &Map<String, Value>) -> (String, Value) {
+fn static_pod(pod: &Pod, mut metadata: Value) -> (String, Value) {
     let name = pod.component.as_str();
+    metadata["name"] = json!(name);
+    metadata["namespace"] = json!(NAMESPACE);
     let mut spec = pod.spec.clone();
     // No admission plugin resolves the class of a static pod.
     spec["priority"] = json!(match spec["priorityClassName"].as_str() {
@@ -230,7 +276,7 @@ fn static_pod(pod: &Pod, labels: &Map<String, Value>) -> (String, Value) {
     let manifest = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": { "name": name, "namespace": NAMESPACE, "labels": labels },
+        "metadata": metadata,
         "spec": spec,
     });
     (format!("{name}.yaml"), manifest)

@@ -8,7 +8,7 @@ use crate::pki::{ADMIN_GROUP, KUBELET_CLIENT, NODE_CLIENT_GROUP};
 use crate::versions::Features;
 
 const API_GROUP: &str = "rbac.authorization.k8s.io";
-const API_VERSION: &str = "rbac.authorization.k8s.io/v1";
+pub(super) const API_VERSION: &str = "rbac.authorization.k8s.io/v1";
 
 pub(super) fn user(name: &str) -> Value {
     json!({ "kind": "User", "apiGroup": API_GROUP, "name": name })
@@ -38,10 +38,14 @@ pub(super) fn cluster_role_binding(name: &str, role: &str, subjects: &[Value]) -
 
 /// A binding in kube-system. `role` is kind and name.
 pub(super) fn role_binding(name: &str, role: (&str, &str), subjects: &[Value]) -> Value {
+    role_binding_in(NAMESPACE, name, role, subjects)
+}
+
+pub(super) fn role_binding_in(namespace: &str, name: &str, role: (&str, &str), subjects: &[Value]) -> Value {
     json!({
         "apiVersion": API_VERSION,
         "kind": "RoleBinding",
-        "metadata": { "name": name, "namespace": NAMESPACE },
+        "metadata": { "name": name, "namespace": namespace },
         "roleRef": { "apiGroup": API_GROUP, "kind": role.0, "name": role.1 },
         "subjects": subjects,
     })

@@ -12,25 +12,50 @@ use super::{
 use super::{SELF_HOSTED, component_labels, create, enforce, labels};
 
 impl Context<'_> {
+    /// What runs a component's pods; `None` for one that no object of the API runs, and for one that a release may lack and
+    /// this one does. `surge`: whether the API servers that run know `maxSurge` of a DaemonSet.
+    pub(super) fn workload(
+        &self,
+        component: ImageComponent,
+        revision: u16,
+        surge: bool,
+    ) -> Result<Option<Value>, ManifestError> {
+        Ok(match component {
+            ImageComponent::KubeApiserver => {
+                let mut pod = self.apiserver_pod(revision, "$(HOST_IP)")?;
+                pod.spec["containers"][0]["env"] =
+                    json!([{ "name": "HOST_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.hostIP" } } }]);
+                Some(self.daemon_set(&pod, revision, surge))
+            }
+            ImageComponent::KubeControllerManager => {
+                Some(self.deployment(&self.controller_manager_pod(revision)?, revision))
+            }
+            ImageComponent::KubeScheduler => Some(self.deployment(&self.scheduler_pod(revision)?, revision)),
+            ImageComponent::KubeProxy => Some(self.kube_proxy_daemon_set()?),
+            ImageComponent::Coredns => self.coredns_deployment(),
+            ImageComponent::KprovOperator => self.operator_deployment(),
+            ImageComponent::Etcd | ImageComponent::Pause => None,
+        })
+    }
+
     /// API servers as a DaemonSet, controller-manager and scheduler as Deployments with one pod a control-plane machine.
     pub(super) fn control_plane(&self, revision: u16) -> Result<Vec<Manifest>, ManifestError> {
-        let mut apiserver = self.apiserver_pod(revision, "$(HOST_IP)")?;
-        apiserver.spec["containers"][0]["env"] =
-            json!([{ "name": "HOST_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.hostIP" } } }]);
-        let mut manifests = vec![create(self.daemon_set(&apiserver, revision))];
-        for pod in [self.controller_manager_pod(revision)?, self.scheduler_pod(revision)?] {
-            manifests.push(create(self.deployment(&pod, revision)));
+        let surge = self.features.daemon_set_surge;
+        let apiserver = self.workload(ImageComponent::KubeApiserver, revision, surge)?;
+        let mut manifests: Vec<Manifest> = apiserver.into_iter().map(create).collect();
+        for component in [ImageComponent::KubeControllerManager, ImageComponent::KubeScheduler] {
+            manifests.extend(self.workload(component, revision, surge)?.map(create));
             manifests.push(enforce(
-                self.disruption_budget(pod.component.as_str(), &selector(pod.component)),
+                self.disruption_budget(component.as_str(), &selector(component)),
             ));
         }
         Ok(manifests)
     }
 
-    fn daemon_set(&self, pod: &Pod, revision: u16) -> Value {
+    fn daemon_set(&self, pod: &Pod, revision: u16, surge: bool) -> Value {
         // Without surge the only way to replace an API server is to stop it first; then nobody but an upgrade that has put
         // the standby in its place may do so.
-        let strategy = if self.features.daemon_set_surge {
+        let strategy = if surge {
             json!({ "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } })
         } else {
             json!({ "type": "OnDelete" })
@@ -42,7 +67,7 @@ impl Context<'_> {
             "spec": {
                 "selector": { "matchLabels": selector(pod.component) },
                 "updateStrategy": strategy,
-                "template": template(pod, revision, &[]),
+                "template": self.template(pod, revision, &[]),
             },
         })
     }
@@ -67,9 +92,18 @@ impl Context<'_> {
                 "selector": { "matchLabels": selector(pod.component) },
                 // The controller-manager rolls itself: its old pod must not go before the new one works.
                 "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 1, "maxUnavailable": 0 } },
-                "template": template(pod, revision, &[("affinity", spread)]),
+                "template": self.template(pod, revision, &[("affinity", spread)]),
             },
         })
+    }
+
+    fn template(&self, pod: &Pod, revision: u16, extra: &[(&str, Value)]) -> Value {
+        let mut spec = pod.spec.clone();
+        spec["nodeSelector"] = json!({ CONTROL_PLANE_LABEL: "" });
+        for (field, value) in extra {
+            spec[*field] = value.clone();
+        }
+        json!({ "metadata": self.pod_metadata(&labels(pod.component, SELF_HOSTED, revision)), "spec": spec })
     }
 
     /// At most one pod at a time may be evicted.
@@ -90,13 +124,4 @@ fn metadata(component: ImageComponent) -> Value {
 /// Matches no static pod: controllers adopt what matches.
 fn selector(component: ImageComponent) -> Value {
     json!({ NAME_LABEL: component.as_str(), PLANE_LABEL: SELF_HOSTED })
-}
-
-fn template(pod: &Pod, revision: u16, extra: &[(&str, Value)]) -> Value {
-    let mut spec = pod.spec.clone();
-    spec["nodeSelector"] = json!({ CONTROL_PLANE_LABEL: "" });
-    for (field, value) in extra {
-        spec[*field] = value.clone();
-    }
-    json!({ "metadata": { "labels": labels(pod.component, SELF_HOSTED, revision) }, "spec": spec })
 }

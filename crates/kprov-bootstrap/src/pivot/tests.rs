@@ -9,6 +9,7 @@ fn expectation() -> Expectation {
         control_plane: vec![machine("cp-0"), machine("cp-1")],
         workers: vec![machine("w-0")],
         coredns: true,
+        operator: true,
         started: BTreeMap::new(),
     }
 }
@@ -49,6 +50,7 @@ fn finished() -> Observation {
             deployment("kube-controller-manager"),
             deployment("kube-scheduler"),
             deployment("coredns"),
+            deployment("kprov-operator"),
         ],
     }
 }

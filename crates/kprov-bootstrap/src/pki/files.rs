@@ -10,7 +10,6 @@ use super::{
     Authority, Credentials, KUBELET_CLIENT, Kubeconfig, Leaf, NODE_CLIENT, NODE_CLIENT_GROUP, PkiError, Usage,
     is_current, issue,
 };
-use crate::versions::Features;
 use crate::{config_files, paths};
 
 /// A file as it should be on the machine, owned by root. `Debug` never prints the content.
@@ -62,6 +61,9 @@ impl Ca {
 /// handed back as it is, with its key. On a machine that has all files already, the result equals what is there until a
 /// certificate has used two thirds of its life, a name or address changes, or the CA does. Whoever calls writes what
 /// differs; running components read certificates again by themselves.
+///
+/// Among them are the configuration files of API servers of the bundle's own minor; other minors' are given by
+/// [`config_files`](fn@crate::config_files).
 pub fn control_plane_files(
     bundle: &Bundle,
     machine: &Member,
@@ -69,7 +71,6 @@ pub fn control_plane_files(
     now: Timestamp,
 ) -> Result<Vec<FileToWrite>, PkiError> {
     let Bundle { settings, secrets } = bundle;
-    let features = Features::of(settings.kubernetes.minor())?;
     let mut files = Vec::new();
     for (name, pair, suffix) in [
         ("ca", &secrets.ca, "crt"),
@@ -118,13 +119,8 @@ pub fn control_plane_files(
             content,
         });
     }
-    for (path, content) in config_files::all(&features, &secrets.encryption_key) {
-        files.push(FileToWrite {
-            path: path.to_owned(),
-            mode: SECRET,
-            content: format!("{content:#}\n"),
-        });
-    }
+    files.extend(config_files::common(&secrets.encryption_key));
+    files.extend(config_files::config_files(settings.kubernetes.minor())?);
     Ok(files)
 }
 

@@ -9,16 +9,6 @@ use kprov_types::names::{ClusterName, MachineName};
 use kprov_types::node::{Bundle, ControlPlaneSettings, Member, NodeConfig, NodeNetwork, ReleaseSource};
 use kprov_types::release::{API_VERSION, Digest, ImageComponent, Release, ReleaseImage};
 
-pub(crate) const IMAGES: [ImageComponent; 7] = [
-    ImageComponent::KubeApiserver,
-    ImageComponent::KubeControllerManager,
-    ImageComponent::KubeScheduler,
-    ImageComponent::KubeProxy,
-    ImageComponent::Etcd,
-    ImageComponent::Coredns,
-    ImageComponent::Pause,
-];
-
 pub(crate) fn now() -> Timestamp {
     "2026-05-01T12:00:00Z".parse().unwrap()
 }
@@ -52,10 +42,11 @@ pub(crate) fn release(kubernetes: &str, etcd: &str) -> Release {
         api_version: API_VERSION.into(),
         kind: "Release".into(),
         kubernetes: kubernetes.parse().unwrap(),
-        images: IMAGES.into_iter().map(|c| (c, image(c))).collect(),
+        images: ImageComponent::ALL.into_iter().map(|c| (c, image(c))).collect(),
         host_files: Vec::new(),
         minimum_from: None,
         advisories: Vec::new(),
+        programs: std::collections::BTreeMap::new(),
     }
 }
 
@@ -71,6 +62,7 @@ pub(crate) fn settings(kubernetes: &str, etcd: &str, members: u8) -> ControlPlan
         },
         network: network(),
         members: (0..members).map(member).collect(),
+        release_digest: Digest::from_bytes([7; 32]),
         etcd_exists: false,
     }
 }

@@ -19,6 +19,7 @@ pub(crate) fn host() -> HostFacts {
         kernel_defaults: false,
         resolv_conf: None,
         runtime_endpoint: "unix:///run/containerd/containerd.sock".into(),
+        disk_mib: 100 << 10,
         pause_image: "kprov.local/pause:3.9".into(),
     }
 }

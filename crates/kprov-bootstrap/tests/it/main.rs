@@ -11,5 +11,6 @@ mod common;
 mod control_plane;
 mod kubelet;
 mod manifests;
+mod own_kinds;
 mod pki;
 mod programs;

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 
 use kprov_bootstrap::manifests::{
     EtcdClusterState, EtcdStart, JoinGrant, Manifest, ManifestError, Policy, SELF_HOSTED, SETTINGS_CONFIG_MAP,
-    SETTINGS_KEY, etcd_pod,
+    SETTINGS_KEY, etcd_pod, machine_access, release_keys,
 };
-use kprov_bootstrap::{self_hosted, standby_pods};
+use kprov_bootstrap::{config_files, control_plane_files, self_hosted, standby_pods, workload};
+use kprov_types::Minor;
 use kprov_types::node::{ControlPlaneSettings, JoinToken};
 use kprov_types::ports::FIRST_REVISION;
 use kprov_types::release::ImageComponent;
 use serde_json::{Value, json};
 use similar::TextDiff;
 
-use crate::common::{member, now, settings};
+use crate::common::{bundle, machine, member, now, release, settings};
 
 fn grant() -> JoinGrant {
     JoinGrant {
@@ -63,6 +64,7 @@ fn flat(value: &Value) -> String {
     fn lines(value: &Value, path: &str, out: &mut Vec<String>) {
         match value {
             Value::String(_) if path.ends_with(SETTINGS_KEY) => out.push(format!("{path} (the settings)")),
+            Value::Object(_) if path.ends_with("openAPIV3Schema") => out.push(format!("{path} (of the type)")),
             Value::Object(fields) if !fields.is_empty() => {
                 for (name, field) in fields {
                     lines(field, &format!("{path}.{name}"), out);
@@ -173,7 +175,11 @@ fn standby_and_self_hosted_never_want_the_same_address() {
             .iter()
             .map(|m| m.object["spec"]["template"]["spec"].clone())
             .filter(|s| !s.is_null())
-            .filter(|s| s["containers"][0]["name"] != "kube-proxy" && s["containers"][0]["name"] != "coredns")
+            .filter(|s| {
+                ["kube-proxy", "coredns", "kprov-operator"]
+                    .iter()
+                    .all(|n| s["containers"][0]["name"] != *n)
+            })
             .collect(),
     );
     assert_eq!((standby.len(), own.len()), (1, 1));
@@ -231,10 +237,17 @@ fn selectors_match_own_pods_and_no_static_pod() {
 fn what_upgrades_own_is_only_created() {
     for manifest in self_hosted(&settings("1.29.9", "3.5.30", 3), FIRST_REVISION, Some(&grant())).unwrap() {
         let versioned = manifest.object["spec"]["template"].is_object() || manifest.object["kind"] == "ConfigMap";
-        let service = manifest.object["kind"] == "Service";
+        let kept = [
+            "Service",
+            "Endpoints",
+            "EndpointSlice",
+            "Lease",
+            "CustomResourceDefinition",
+        ];
+        let kept = kept.iter().any(|kind| manifest.object["kind"] == *kind);
         assert_eq!(
             manifest.policy == Policy::Create,
-            versioned || service,
+            versioned || kept,
             "{}",
             manifest.object
         );
@@ -295,4 +308,196 @@ fn refuses_what_it_cannot_render() {
     without_dns.release.images.remove(&ImageComponent::Coredns);
     let objects = self_hosted(&without_dns, FIRST_REVISION, None).unwrap();
     assert!(objects.iter().all(|m| !m.object.to_string().contains("coredns\"")));
+}
+
+/// The DaemonSets and Deployments of a release, by name.
+fn workloads(settings: &ControlPlaneSettings, revision: u16, running: Minor) -> Vec<Value> {
+    ImageComponent::ALL
+        .into_iter()
+        .filter_map(|component| workload(settings, component, revision, running).unwrap())
+        .collect()
+}
+
+#[test]
+fn workloads_are_those_of_the_self_hosted_objects() {
+    for version in ["1.20.2", "1.36.3"] {
+        let settings = settings(version, "3.5.30", 3);
+        let objects = self_hosted(&settings, 7, None).unwrap();
+        let workloads = workloads(&settings, 7, settings.kubernetes.minor());
+        let applied: Vec<&Value> = objects
+            .iter()
+            .map(|m| &m.object)
+            .filter(|o| o["spec"]["template"].is_object())
+            .collect();
+        assert_eq!((applied.len(), workloads.len()), (6, 6));
+        assert!(workloads.iter().all(|w| applied.contains(&w)), "{version}");
+    }
+}
+
+#[test]
+fn pods_tell_their_release() {
+    let settings = settings("1.36.3", "3.5.30", 1);
+    let wanted = json!({ "kprov.io/release": settings.release_digest, "kprov.io/kubernetes": "1.36.3" });
+    for object in workloads(&settings, 2, Minor::v1(36)) {
+        assert_eq!(
+            object["spec"]["template"]["metadata"]["annotations"], wanted,
+            "{object}"
+        );
+    }
+    for (name, pod) in standby_pods(&settings, &member(0)).unwrap() {
+        assert_eq!(pod["metadata"]["annotations"], wanted, "{name}");
+    }
+    // etcd is not started again for a release that has the same.
+    let of = |settings| etcd_pod(settings, &member(0), &etcd_start(1)).unwrap();
+    let mut next = settings.with_release(release("1.37.0", "3.5.30"), settings.release_digest.clone());
+    next.release.images = settings.release.images.clone();
+    assert_eq!(of(&settings), of(&next));
+}
+
+#[test]
+fn another_release_is_rendered_for_the_same_cluster() {
+    let from = settings("1.34.9", "3.5.30", 3);
+    let to = from.with_release(release("1.36.3", "3.6.4"), from.release_digest.clone());
+    assert_eq!(to, settings("1.36.3", "3.6.4", 3));
+}
+
+#[test]
+fn api_servers_are_replaced_by_who_knows_how() {
+    let of = |to: &str, running| {
+        let settings = settings(to, "3.5.30", 1);
+        let set = workload(&settings, ImageComponent::KubeApiserver, 3, Minor::v1(running));
+        set.unwrap().unwrap()["spec"]["updateStrategy"]["type"].clone()
+    };
+    // API servers of 1.21 read the object of 1.22's while they are replaced.
+    assert_eq!(of("1.22.17", 21), "OnDelete");
+    assert_eq!(of("1.23.17", 22), "RollingUpdate");
+    assert_eq!(of("1.21.14", 22), "RollingUpdate");
+}
+
+#[test]
+fn no_object_runs_etcd_or_what_a_release_lacks() {
+    let mut settings = settings("1.36.3", "3.5.30", 1);
+    settings.release.images.remove(&ImageComponent::KprovOperator);
+    settings.release.images.remove(&ImageComponent::Coredns);
+    for component in [
+        ImageComponent::Etcd,
+        ImageComponent::Pause,
+        ImageComponent::Coredns,
+        ImageComponent::KprovOperator,
+    ] {
+        assert_eq!(
+            workload(&settings, component, 2, Minor::v1(36)),
+            Ok(None),
+            "{component:?}"
+        );
+    }
+    settings.release.images.remove(&ImageComponent::KubeProxy);
+    assert_eq!(
+        workload(&settings, ImageComponent::KubeProxy, 2, Minor::v1(36)),
+        Err(ManifestError::MissingImage(ImageComponent::KubeProxy))
+    );
+    settings.release = release("1.36.3", "3.5.30");
+    settings.release.images.remove(&ImageComponent::KprovOperator);
+    let objects = self_hosted(&settings, 2, None).unwrap();
+    assert!(objects.iter().all(|m| !m.object.to_string().contains("kprov-operator")));
+    // Then nobody but `up` keeps where Service `kubernetes` leads.
+    let endpoints = find(&objects, "Endpoints", "kubernetes").unwrap();
+    assert_eq!(endpoints.policy, Policy::Enforce);
+}
+
+#[test]
+fn api_servers_of_each_minor_read_files_of_their_own() {
+    for minor in 20..=37 {
+        let settings = settings(&format!("1.{minor}.0"), "3.5.30", 1);
+        let object = workload(&settings, ImageComponent::KubeApiserver, 2, Minor::v1(minor)).unwrap();
+        let flags = command(&object.unwrap()["spec"]["template"]["spec"]);
+        let files = config_files(Minor::v1(minor)).unwrap();
+        for file in &files {
+            assert!(
+                file.path.starts_with(&format!("/etc/kubernetes/kprov/1.{minor}/")),
+                "{}",
+                file.path
+            );
+            assert!(
+                flags.iter().any(|f| f.ends_with(&format!("={}", file.path))),
+                "{}",
+                file.path
+            );
+        }
+        let read = flags
+            .iter()
+            .filter(|f| f.contains(&format!("/kprov/1.{minor}/")))
+            .count();
+        assert_eq!(read, files.len(), "{minor}");
+        let all = control_plane_files(&bundle(settings, now()), &member(0), &|_| None, now()).unwrap();
+        assert!(files.iter().all(|f| all.contains(f)), "{minor}");
+    }
+}
+
+#[test]
+fn service_kubernetes_leads_to_every_control_plane_machine() {
+    let objects = self_hosted(&settings("1.20.2", "3.4.23", 3), FIRST_REVISION, None).unwrap();
+    let addresses: Vec<String> = (0..3).map(|i| member(i).address.to_string()).collect();
+    let endpoints = &find(&objects, "Endpoints", "kubernetes").unwrap().object;
+    let listed: Vec<&str> = endpoints["subsets"][0]["addresses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| a["ip"].as_str().unwrap())
+        .collect();
+    assert_eq!(listed, addresses);
+    let slice = &find(&objects, "EndpointSlice", "kubernetes").unwrap().object;
+    assert_eq!(slice["apiVersion"], "discovery.k8s.io/v1beta1");
+    assert_eq!(slice["addressType"], "IPv4");
+    assert_eq!(slice["endpoints"][2]["addresses"], json!([addresses[2]]));
+}
+
+#[test]
+fn nothing_of_kprovs_own_may_do_everything() {
+    let mut objects: Vec<Value> = self_hosted(&settings("1.36.3", "3.5.30", 3), FIRST_REVISION, None)
+        .unwrap()
+        .into_iter()
+        .map(|m| m.object)
+        .collect();
+    objects.extend(machine_access(&machine("demo-worker-0")));
+    let rules: Vec<&Value> = objects
+        .iter()
+        .filter(|o| ["Role", "ClusterRole"].iter().any(|kind| o["kind"] == *kind))
+        .flat_map(|o| o["rules"].as_array().unwrap())
+        .collect();
+    assert!(rules.len() > 20);
+    assert!(rules.iter().all(|r| !r.to_string().contains('*')), "{rules:?}");
+    let verbs = ["escalate", "bind", "impersonate"];
+    assert!(rules.iter().all(|r| {
+        r["verbs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|verb| verbs.iter().all(|v| verb != v))
+    }));
+    // No secret is read, and nothing of a machine but its own object.
+    assert!(rules.iter().all(|r| !r.to_string().contains("secrets")));
+    let [role, binding] = machine_access(&machine("demo-worker-0"));
+    assert!(
+        role["rules"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|r| r["resourceNames"] == json!(["demo-worker-0"]))
+    );
+    assert_eq!(binding["subjects"][0]["name"], "system:node:demo-worker-0");
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+}
+
+#[test]
+fn release_keys_are_named_by_their_bytes() {
+    let of = |keys: &[&str]| {
+        release_keys(keys.iter().copied()).object["data"]
+            .as_object()
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(of(&["a", "b"]), of(&["b", "a", "a"]));
+    assert_eq!(of(&["a", "b"]).len(), 2);
+    assert!(of(&["a"]).values().eq(["a"]));
 }

@@ -80,8 +80,8 @@ fn layout() {
     assert_eq!(
         only_new,
         [
-            "/etc/kubernetes/kprov/admission.yaml",
-            "/etc/kubernetes/kprov/authentication.yaml"
+            "/etc/kubernetes/kprov/1.36/admission.yaml",
+            "/etc/kubernetes/kprov/1.36/authentication.yaml"
         ]
     );
     for file in files.values().filter(|f| f.content.contains("PRIVATE KEY")) {
@@ -92,8 +92,12 @@ fn layout() {
 #[test]
 fn configuration_files() {
     let files = files("1.36.3");
-    for name in ["audit-policy", "admission", "authentication"] {
-        insta::assert_snapshot!(name, files[&format!("/etc/kubernetes/kprov/{name}.yaml")].content);
+    for (name, path) in [
+        ("audit-policy", "audit-policy"),
+        ("admission", "1.36/admission"),
+        ("authentication", "1.36/authentication"),
+    ] {
+        insta::assert_snapshot!(name, files[&format!("/etc/kubernetes/kprov/{path}.yaml")].content);
     }
 }
 
