@@ -1,9 +1,12 @@
 //! Clients of the Kubernetes API, always through this machine's own front on loopback.
 
+use std::net::SocketAddr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use camino::Utf8Path;
 use kprov_bootstrap::paths as kubernetes;
+use kprov_front::FrontConfig;
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use rustls::pki_types::CertificateDer;
@@ -61,15 +64,27 @@ impl Identity {
 
 /// A client with the identity's certificate as it is on disk now. Certificates are rotated: make a new one now and then.
 pub async fn client(identity: Identity) -> Result<Client, ApiError> {
+    let config = config(identity).await?;
+    Client::try_from(config).map_err(|e| ApiError::Client(Box::new(e)))
+}
+
+/// A client of the API server process at `address`, and of no other.
+pub async fn client_at(identity: Identity, address: SocketAddr) -> Result<Client, ApiError> {
+    let mut config = config(identity).await?;
+    config.cluster_url = http::Uri::try_from(format!("https://{address}")).unwrap_or(config.cluster_url);
+    config.tls_server_name = Some(FrontConfig::SERVER_NAME.into());
+    Client::try_from(config).map_err(|e| ApiError::Client(Box::new(e)))
+}
+
+async fn config(identity: Identity) -> Result<Config, ApiError> {
     let rotated = match identity {
         Identity::Kubelet => files::read_if_there(Utf8Path::new(paths::KUBELET_CLIENT))?,
         _ => None,
     };
-    let config = match rotated {
-        Some(pem) => kubelet_config(&String::from_utf8_lossy(&pem))?,
-        None => from_kubeconfig(identity.kubeconfig()).await?,
-    };
-    Client::try_from(config).map_err(|e| ApiError::Client(Box::new(e)))
+    match rotated {
+        Some(pem) => kubelet_config(&String::from_utf8_lossy(&pem)),
+        None => from_kubeconfig(identity.kubeconfig()).await,
+    }
 }
 
 async fn from_kubeconfig(path: &str) -> Result<Config, ApiError> {

@@ -6,6 +6,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use kprov_bootstrap::kubelet::CgroupDriver;
 use kprov_types::Release;
 use kprov_types::release::ImageComponent;
+use tokio::process::Command;
 
 use crate::host::Host;
 use crate::paths;
@@ -39,6 +40,14 @@ impl ContainerdVersion {
     }
 }
 
+/// The version that the containerd of a release prints, as it prints it.
+pub async fn version_text(directory: &Utf8Path) -> Option<String> {
+    let run = Command::new(directory.join("bin/containerd")).arg("--version").output();
+    let output = String::from_utf8(run.await.ok()?.stdout).ok()?;
+    let version = output.split_whitespace().nth(2)?;
+    Some(version.trim_start_matches('v').to_owned())
+}
+
 /// Snapshotters and tracing, which nothing here uses and which cost start-up time.
 const DISABLED: &[&str] = &[
     "io.containerd.internal.v1.tracing",
@@ -62,6 +71,9 @@ fn quoted(text: &str) -> String {
 
 /// containerd's configuration file: version 2 up to 1.7, version 3 from 2.0 on, where the CRI plugin was split
 /// (containerd's `docs/cri/config.md`).
+///
+/// `directory` is the release's by way of the link to the one that runs: containers remember where their runc was, and outlive
+/// the release that they were started from.
 pub fn config(version: ContainerdVersion, host: &Host, release: &Release, directory: &Utf8Path) -> String {
     let two = version.major >= 2;
     let (images, runtime) = if two {
@@ -169,14 +181,14 @@ pub fn child(directory: &Utf8Path) -> ChildSpec {
         name: "containerd",
         program: directory.join("bin/containerd"),
         args: vec!["--config".into(), paths::CONTAINERD_CONFIG.into()],
-        env: vec![("PATH".into(), search_path(directory))],
+        env: vec![("PATH".into(), search_path())],
     }
 }
 
-/// `PATH` with the release's own programs first: containerd finds its shim there.
-pub fn search_path(directory: &Utf8Path) -> String {
+/// `PATH` with the programs of the release that runs first: containerd finds its shim there.
+pub fn search_path() -> String {
     let inherited = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    format!("{}:{inherited}", directory.join("bin"))
+    format!("{}:{inherited}", paths::current().join("bin"))
 }
 
 #[cfg(test)]

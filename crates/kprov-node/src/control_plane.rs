@@ -1,27 +1,30 @@
 //! What a control-plane machine does once it has its bundle: certificates and files, etcd, the standby control plane.
+//!
+//! The bundle on disk has the settings that the cluster began with. Whatever is rendered later is of the release that runs
+//! then, or of the one that was ordered: [`with_release`] gives the settings for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use kprov_bootstrap::manifests::{EtcdStart, ManifestError};
+use kprov_bootstrap::manifests::ManifestError;
 use kprov_bootstrap::paths as kubernetes;
-use kprov_bootstrap::pki::PkiError;
-use kprov_types::node::{Bundle, Member};
-use kprov_types::release::ImageComponent;
+use kprov_bootstrap::pki::{FileToWrite, PkiError};
+use kprov_bootstrap::versions::Unsupported;
+use kprov_front::FrontHandle;
+use kprov_types::api::ReleaseRef;
+use kprov_types::node::{Bundle, ControlPlaneSettings, Member};
+use kprov_types::{Digest, Release};
 
 use crate::config::Machine;
-use crate::etcd::{self, EtcdClient};
+use crate::etcd::{EtcdClient, OwnMember};
 use crate::files::{self, FileError, failed};
 use crate::https::{self, TlsError};
-use crate::images::Images;
-use crate::paths;
-use crate::status::Status;
+use crate::standby::{self, StoreError};
 use crate::volume::{self, VolumeError};
 
 /// How often certificates are looked at.
 const RENEWAL: Duration = Duration::from_hours(12);
-/// The file of etcd's static pod.
-const ETCD_MANIFEST: &str = "/etc/kubernetes/manifests/etcd.yaml";
 
 /// Why the control plane cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +38,12 @@ pub enum ControlPlaneError {
     /// Manifests.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The release's version.
+    #[error(transparent)]
+    Version(#[from] Unsupported),
+    /// The standby.
+    #[error(transparent)]
+    Standby(#[from] StoreError),
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -44,9 +53,48 @@ pub enum ControlPlaneError {
     /// The bundle does not know this machine.
     #[error("`{0}` is not among the bundle's members")]
     NotAMember(String),
-    /// The certificate files lack one that is needed.
-    #[error("`{0}` is not among the control plane's files")]
-    MissingFile(&'static str),
+}
+
+/// The settings of a cluster with another release than it began with.
+pub fn with_release(settings: &ControlPlaneSettings, release: &Release, digest: &Digest) -> ControlPlaneSettings {
+    ControlPlaneSettings {
+        kubernetes: release.kubernetes.clone(),
+        release: release.clone(),
+        release_digest: digest.clone(),
+        ..settings.clone()
+    }
+}
+
+/// The release that settings are of.
+pub fn release_ref(settings: &ControlPlaneSettings) -> ReleaseRef {
+    ReleaseRef {
+        version: settings.kubernetes.clone(),
+        digest: settings.release_digest.clone(),
+    }
+}
+
+/// Writes the configuration files that API servers of this release read. Each minor has its own; call it when a release is
+/// staged, before anything of it may start.
+pub fn write_config(release: &Release) -> Result<(), ControlPlaneError> {
+    write_all(&kprov_bootstrap::config_files(release.kubernetes.minor())?)?;
+    Ok(())
+}
+
+/// Writes those files that are not as they should be; tells which.
+fn write_all(wanted: &[FileToWrite]) -> Result<Vec<&str>, FileError> {
+    let mut written = Vec::new();
+    for file in wanted {
+        if files::write(Utf8Path::new(&file.path), file.content.as_bytes(), file.mode)? {
+            written.push(file.path.as_str());
+        }
+    }
+    Ok(written)
+}
+
+/// Certificates, kubeconfigs and configuration as they should be now.
+fn wanted_files(bundle: &Bundle, me: &Member) -> Result<Vec<FileToWrite>, PkiError> {
+    let existing = |path: &str| std::fs::read_to_string(path).ok();
+    kprov_bootstrap::control_plane_files(bundle, me, &existing, jiff::Timestamp::now())
 }
 
 /// This machine as a member of the control plane.
@@ -60,39 +108,37 @@ pub struct ControlPlane {
     pub all: Vec<Member>,
     /// Asks etcd.
     pub etcd: EtcdClient,
-}
-
-/// Writes all files of the control plane that are not as they should be; tells which.
-fn write_files(bundle: &Bundle, me: &Member) -> Result<Vec<String>, ControlPlaneError> {
-    let existing = |path: &str| std::fs::read_to_string(path).ok();
-    let wanted = kprov_bootstrap::control_plane_files(bundle, me, &existing, jiff::Timestamp::now())?;
-    let mut written = Vec::new();
-    for file in wanted {
-        if files::write(Utf8Path::new(&file.path), file.content.as_bytes(), file.mode)? {
-            written.push(file.path);
-        }
-    }
-    Ok(written)
+    bundle: Arc<Bundle>,
 }
 
 impl ControlPlane {
-    /// Writes certificates, kubeconfigs, configuration and the standby's static pods.
-    pub fn prepare(machine: &Machine, bundle: &Bundle) -> Result<Self, ControlPlaneError> {
+    /// Writes certificates, kubeconfigs and configuration; and the standby's static pods where there are none yet. `running` is
+    /// the release that runs on this machine, with its digest.
+    pub fn prepare(
+        machine: &Machine,
+        bundle: &Bundle,
+        running: (&Release, &Digest),
+    ) -> Result<Self, ControlPlaneError> {
+        let not_a_member = || ControlPlaneError::NotAMember(machine.name.to_string());
+        let bundle = Bundle {
+            settings: with_release(&bundle.settings, running.0, running.1),
+            secrets: bundle.secrets.clone(),
+        };
         let all = bundle.settings.members.clone();
-        let index = all.iter().position(|m| m.name == machine.name);
-        let index = index.ok_or_else(|| ControlPlaneError::NotAMember(machine.name.to_string()))?;
-        let me = machine
-            .member(bundle)
-            .cloned()
-            .ok_or_else(|| ControlPlaneError::NotAMember(machine.name.to_string()))?;
-        write_files(bundle, &me)?;
+        let index = all
+            .iter()
+            .position(|m| m.name == machine.name)
+            .ok_or_else(not_a_member)?;
+        let me = machine.member(&bundle).cloned().ok_or_else(not_a_member)?;
+        write_all(&wanted_files(&bundle, &me)?)?;
         files::make_directory(Utf8Path::new(kubernetes::AUDIT_LOG_DIR), 0o700)?;
-        for (name, pod) in kprov_bootstrap::standby_pods(&bundle.settings, &me)? {
-            let path = Utf8Path::new(paths::STANDBY).join(name);
-            // Later ones are of the version that runs then; this is where it begins.
-            if !path.exists() {
-                files::write(&path, format!("{pod:#}\n").as_bytes(), 0o600)?;
-            }
+        // One that is there is the last control plane known to be good, whatever runs now.
+        let stored = standby::stored_release();
+        if let Err(error) = &stored {
+            tracing::warn!(error = crate::chain(error), "the standby is written anew");
+        }
+        if !matches!(stored, Ok(Some(_))) {
+            standby::write(&bundle.settings, &me)?;
         }
         let read = |path: &str| {
             let path = Utf8PathBuf::from(format!("{}/{path}", kubernetes::PKI));
@@ -109,67 +155,44 @@ impl ControlPlane {
             index: u32::try_from(index).unwrap_or(u32::MAX),
             all,
             etcd,
+            bundle: Arc::new(bundle),
         })
     }
 
-    /// Starts etcd, in the cluster it belongs to, and returns when it works.
-    pub async fn start_etcd(
-        &self,
-        machine: &Machine,
-        bundle: &Bundle,
-        images: &Images,
-        status: &Status,
-    ) -> Result<(), ControlPlaneError> {
-        let data = volume::etcd_directory(machine.config.data.as_ref()).await?;
-        let manifest = Utf8Path::new(ETCD_MANIFEST);
-        let marker = Utf8Path::new(paths::ETCD_STARTED);
-        if !etcd::has_data(&data) {
-            // One that is left from before the data was lost would start in the wrong way.
-            files::remove(manifest)?;
-        }
-        if !manifest.exists() {
-            let before = bundle.settings.etcd_exists || marker.exists();
-            let start = etcd::settle(&self.etcd, &self.me, &self.all, &data, before, |m| status.note(m)).await;
-            tracing::info!(state = ?start.state, members = start.members.len(), "etcd starts");
-            let start = EtcdStart {
-                initial_cluster: start.members,
-                state: start.state,
-                data_dir: data.to_string(),
-            };
-            let (_, pod) = kprov_bootstrap::etcd_pod(&bundle.settings, &self.me, &start)?;
-            images.wait(ImageComponent::Etcd).await;
-            files::write_through(
-                Utf8Path::new(crate::standby::STAGING),
-                manifest,
-                format!("{pod:#}\n").as_bytes(),
-                0o600,
-            )?;
-        }
-        status.reach(kprov_types::node::SetupStep::Etcd);
-        while !self.etcd.well(self.me.address).await {
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
-        files::write(marker, b"", 0o600)?;
-        Ok(())
+    /// The cluster's settings with the release that runs.
+    pub fn settings(&self) -> &ControlPlaneSettings {
+        &self.bundle.settings
     }
 
-    /// Gives this machine's etcd member its vote, where it has none yet.
-    pub async fn become_voter(&self) {
-        if self.all.len() > 1 {
-            etcd::promote(&self.etcd, &self.me, &self.all).await;
-        }
+    /// This machine's etcd member, with its data directory made ready.
+    pub async fn etcd_member(
+        &self,
+        machine: &Machine,
+        front: Arc<FrontHandle>,
+    ) -> Result<OwnMember, ControlPlaneError> {
+        let data = volume::etcd_directory(machine.config.data.as_ref()).await?;
+        Ok(OwnMember::new(
+            self.me.clone(),
+            self.all.clone(),
+            self.etcd.clone(),
+            front,
+            data,
+        ))
     }
 
     /// Renews certificates before they expire, for as long as the process runs.
     ///
     /// Nothing is restarted for it: API servers, etcd, controller-manager and scheduler read certificates and keys again
     /// from their files by themselves, and kubelet rotates its own.
-    pub async fn renew(self, bundle: std::sync::Arc<Bundle>) {
+    pub async fn renew(self) {
         loop {
             tokio::time::sleep(RENEWAL).await;
-            match write_files(&bundle, &self.me) {
+            let done = wanted_files(&self.bundle, &self.me)
+                .map_err(ControlPlaneError::from)
+                .and_then(|wanted| Ok(write_all(&wanted)?.join(" ")));
+            match done {
                 Ok(written) if written.is_empty() => {}
-                Ok(written) => tracing::info!(files = written.join(" "), "renewed"),
+                Ok(written) => tracing::info!(files = written, "renewed"),
                 Err(error) => tracing::error!(error = crate::chain(&error), "certificates cannot be renewed"),
             }
         }

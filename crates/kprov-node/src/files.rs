@@ -1,10 +1,12 @@
 //! Writing files so that a crash leaves the old content or the new, never a part.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::{fs, io::Write};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use kprov_types::Digest;
+use sha2::{Digest as _, Sha256};
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +82,22 @@ pub fn write_through(staging: &Utf8Path, path: &Utf8Path, content: &[u8], mode: 
     write_new(&temporary, content, mode).map_err(failed("write", &temporary))?;
     fs::rename(&temporary, path).map_err(failed("write", path))?;
     sync_directory(directory).map_err(failed("write", path))
+}
+
+/// The digest of a file. Blocks while it reads all of it.
+pub fn digest(path: &Utf8Path) -> Result<Digest, FileError> {
+    let hash = || {
+        let mut file = fs::File::open(path)?;
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(Digest::from_bytes(hasher.finalize().into())),
+                n => hasher.update(buffer.get(..n).unwrap_or_default()),
+            }
+        }
+    };
+    hash().map_err(failed("read", path))
 }
 
 /// Removes a file; tells whether it was there.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kprov_front::{Front, FrontConfig, FrontError, FrontHandle, Listener};
+use kprov_front::{Front, FrontConfig, FrontError, FrontHandle, Handover, Listener};
 use kprov_types::machine::Endpoint;
 use kprov_types::node::Bundle;
 use kprov_types::{Role, ports};
@@ -13,16 +13,26 @@ use tokio::sync::watch;
 use crate::config::Machine;
 use crate::nodes::Nodes;
 
-/// Starts the front: on loopback, and on a control-plane machine on its own address too.
+/// Starts the front: on loopback, and on a control-plane machine on its own address too. Goes on with the connections of the
+/// kprov-node that ran in this process before, if there was one.
 pub fn start(machine: &Machine) -> Result<FrontHandle, FrontError> {
     let ca = machine.config.ca.clone();
-    Front::start(match machine.config.role {
+    let config = match machine.config.role {
         Role::ControlPlane => {
             let own = Listener::machine(machine.address.into());
             FrontConfig::control_plane(vec![own, Listener::control_plane_loopback()], ca)
         }
         Role::Worker => FrontConfig::worker(vec![Listener::worker_loopback()], ca),
-    })
+    };
+    match Handover::take() {
+        Ok(Some(handover)) => match Front::resume(config.clone(), handover) {
+            Ok(front) => return Ok(front),
+            Err(error) => tracing::error!(error = crate::chain(&error), "the front begins anew"),
+        },
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "the front begins anew"),
+    }
+    Front::start(config)
 }
 
 /// The other machines' API servers, best source first: the API's Nodes; the bundle's members; the cluster's endpoint, which

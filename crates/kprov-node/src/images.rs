@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::join_all;
-use kprov_types::release::ImageComponent;
+use kprov_types::release::{ImageComponent, ReleaseImage};
 use kprov_types::{Release, Role};
 use tokio::sync::watch;
 
@@ -19,7 +19,7 @@ const fn turn(component: ImageComponent) -> u8 {
         ImageComponent::Pause => 0,
         ImageComponent::Etcd | ImageComponent::KubeApiserver => 1,
         ImageComponent::KubeControllerManager | ImageComponent::KubeScheduler => 2,
-        ImageComponent::KubeProxy | ImageComponent::Coredns => LAST_TURN,
+        ImageComponent::KubeProxy | ImageComponent::Coredns | ImageComponent::KprovOperator => LAST_TURN,
     }
 }
 
@@ -49,14 +49,10 @@ impl Images {
     /// Pulls all that `role` needs, what is needed first before the rest. Tries until it has them; `note` is told of
     /// failures.
     pub async fn pull(&self, cri: &Cri, release: &Release, role: Role, note: impl Fn(String) + Sync) {
-        let wanted: Vec<_> = release
-            .images
-            .iter()
-            .filter(|(c, _)| role == Role::ControlPlane || c.on_workers())
-            .collect();
+        let wanted: Vec<_> = needed(release, role).collect();
         let note = &note;
         for turn in 0..=LAST_TURN {
-            let group = wanted.iter().filter(|(component, _)| self::turn(**component) == turn);
+            let group = wanted.iter().filter(|(component, _)| self::turn(*component) == turn);
             join_all(group.map(|(component, image)| async move {
                 let reference = image.pinned();
                 let mut pause = Duration::from_millis(250);
@@ -67,7 +63,7 @@ impl Images {
                 }
                 tracing::info!(image = %image.reference, "image is here");
                 self.0.send_modify(|here| {
-                    here.insert(**component);
+                    here.insert(*component);
                 });
             }))
             .await;
@@ -81,7 +77,14 @@ impl Default for Images {
     }
 }
 
-async fn ensure(cri: &Cri, reference: &str) -> Result<(), CriError> {
+/// The images of a release that a machine of this role runs.
+pub fn needed(release: &Release, role: Role) -> impl Iterator<Item = (ImageComponent, &ReleaseImage)> {
+    let all = release.images.iter().map(|(component, image)| (*component, image));
+    all.filter(move |(component, _)| role == Role::ControlPlane || component.on_workers())
+}
+
+/// Pulls an image that is not here yet.
+pub async fn ensure(cri: &Cri, reference: &str) -> Result<(), CriError> {
     if cri.has_image(reference).await? {
         return Ok(());
     }

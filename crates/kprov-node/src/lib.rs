@@ -22,6 +22,7 @@ pub mod host;
 pub mod https;
 pub mod images;
 pub mod kubelet;
+pub mod machine;
 pub mod node;
 pub mod nodes;
 pub mod paths;
@@ -33,6 +34,9 @@ pub mod supervise;
 #[cfg(test)]
 mod testing;
 pub mod volume;
+
+/// The environment variable that is set where another kprov-node has started this one: everything before [`node::run`] is done.
+pub const SETTLED: &str = "KPROV_NODE_SETTLED";
 
 /// An error with all its causes, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::api::core::v1::Node;
 use kprov_types::MachineName;
@@ -61,6 +62,69 @@ impl NodeFacts {
     }
 }
 
+/// What this machine's kubelet tells of itself. Apart from [`NodeFacts`], since it changes with every report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnNode {
+    /// The condition `Ready` is true.
+    pub ready: bool,
+    /// That condition's message.
+    pub message: String,
+    /// When kubelet has reported it last, by this machine's clock, in whole seconds.
+    pub heartbeat: Option<Timestamp>,
+    /// kubelet's version, such as `v1.36.3`.
+    pub kubelet: String,
+}
+
+impl OwnNode {
+    fn of(node: &Node) -> Self {
+        let status = node.status.as_ref();
+        let conditions = status.and_then(|s| s.conditions.as_ref());
+        let ready = conditions.into_iter().flatten().find(|c| c.type_ == "Ready");
+        Self {
+            ready: ready.is_some_and(|c| c.status == "True"),
+            message: ready.and_then(|c| c.message.clone()).unwrap_or_default(),
+            heartbeat: ready.and_then(|c| c.last_heartbeat_time.as_ref()).map(|t| t.0),
+            kubelet: status
+                .and_then(|s| s.node_info.as_ref())
+                .map(|info| info.kubelet_version.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// Where the watch on Nodes tells what it sees.
+#[derive(Clone, Debug)]
+pub struct NodesSeen {
+    /// All nodes.
+    pub all: watch::Sender<Arc<Nodes>>,
+    /// This machine's own.
+    pub own: watch::Sender<Option<OwnNode>>,
+    /// Its name.
+    pub name: MachineName,
+}
+
+impl NodesSeen {
+    /// Nothing seen yet.
+    pub fn new(name: MachineName) -> Self {
+        Self {
+            all: watch::Sender::new(Arc::default()),
+            own: watch::Sender::new(None),
+            name,
+        }
+    }
+
+    fn look_at_own(&self, node: &Node) {
+        if node.metadata.name.as_deref() == Some(self.name.as_str()) {
+            let now = Some(OwnNode::of(node));
+            self.own.send_if_modified(|own| {
+                let changed = *own != now;
+                *own = now;
+                changed
+            });
+        }
+    }
+}
+
 /// Nodes by name.
 pub type Nodes = BTreeMap<String, NodeFacts>;
 
@@ -84,13 +148,13 @@ pub fn views(nodes: &Nodes) -> Vec<NodeView> {
     nodes.iter().filter_map(view).collect()
 }
 
-/// Keeps `into` as the API has it, for as long as the process runs. Never shorter than the API's list: while the API is
+/// Keeps `seen` as the API has it, for as long as the process runs. Never shorter than the API's list: while the API is
 /// away what is known stays.
-pub async fn watch_nodes(into: watch::Sender<Arc<Nodes>>) {
+pub async fn watch_nodes(seen: NodesSeen) {
     loop {
         match api::client(Identity::Kubelet).await {
             Ok(client) => {
-                let watched = follow(Api::all(client), &into);
+                let watched = follow(Api::all(client), &seen);
                 // Not an error: with the certificate that kubelet may have rotated meanwhile, the watch begins again.
                 let _ = tokio::time::timeout(CLIENT_LIFE, watched).await;
             }
@@ -100,7 +164,8 @@ pub async fn watch_nodes(into: watch::Sender<Arc<Nodes>>) {
     }
 }
 
-async fn follow(nodes: Api<Node>, into: &watch::Sender<Arc<Nodes>>) {
+async fn follow(nodes: Api<Node>, seen: &NodesSeen) {
+    let into = &seen.all;
     let mut stream = std::pin::pin!(watcher(nodes, watcher::Config::default()));
     let mut listing = Nodes::new();
     loop {
@@ -108,13 +173,20 @@ async fn follow(nodes: Api<Node>, into: &watch::Sender<Arc<Nodes>>) {
             Ok(Some(event)) => match event {
                 watcher::Event::Init => listing.clear(),
                 watcher::Event::InitApply(node) => {
+                    seen.look_at_own(&node);
                     listing.insert(node.name_any(), NodeFacts::of(&node));
                 }
                 watcher::Event::InitDone => publish(into, |all| *all = std::mem::take(&mut listing)),
                 watcher::Event::Apply(node) => {
+                    seen.look_at_own(&node);
                     publish(into, |all| drop(all.insert(node.name_any(), NodeFacts::of(&node))));
                 }
-                watcher::Event::Delete(node) => publish(into, |all| drop(all.remove(&node.name_any()))),
+                watcher::Event::Delete(node) => {
+                    if node.name_any() == seen.name.as_str() {
+                        seen.own.send_replace(None);
+                    }
+                    publish(into, |all| drop(all.remove(&node.name_any())));
+                }
             },
             Ok(None) => return,
             Err(error) => {
@@ -258,5 +330,56 @@ async fn write_down(api: &Api<CertificateSigningRequest>, name: &str, against: O
             tracing::debug!(request = name, error = crate::chain(&error), "cannot write a verdict");
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::{NodeCondition, NodeStatus, NodeSystemInfo};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+    fn node(name: &str, heartbeat: i64) -> Node {
+        Node {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                ..ObjectMeta::default()
+            },
+            status: Some(NodeStatus {
+                conditions: Some(vec![NodeCondition {
+                    type_: "Ready".into(),
+                    status: "True".into(),
+                    last_heartbeat_time: Some(Time(Timestamp::from_second(heartbeat).unwrap())),
+                    ..NodeCondition::default()
+                }]),
+                node_info: Some(NodeSystemInfo {
+                    kubelet_version: "v1.36.3".into(),
+                    ..NodeSystemInfo::default()
+                }),
+                ..NodeStatus::default()
+            }),
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_is_heard_of_by_those_who_ask_for_this_machines_alone() {
+        let seen = NodesSeen::new("w0".parse().unwrap());
+        let tell = |node: &Node| {
+            seen.look_at_own(node);
+            publish(&seen.all, |all| drop(all.insert(node.name_any(), NodeFacts::of(node))));
+        };
+        tell(&node("w0", 1));
+        tell(&node("w1", 1));
+        let (mut all, mut own) = (seen.all.subscribe(), seen.own.subscribe());
+        tell(&node("w1", 2));
+        assert!(!own.has_changed().unwrap());
+        tell(&node("w0", 2));
+        assert!(own.has_changed().unwrap());
+        assert!(!all.has_changed().unwrap());
+        let own = own.borrow_and_update().clone().unwrap();
+        assert_eq!((own.ready, own.kubelet.as_str()), (true, "v1.36.3"));
+        assert_eq!(own.heartbeat, Some(Timestamp::from_second(2).unwrap()));
+        assert_eq!(all.borrow_and_update().len(), 2);
     }
 }

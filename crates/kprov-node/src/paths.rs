@@ -2,13 +2,13 @@
 //! benchmark tools look there ([`kprov_bootstrap::paths`]); everything else is below two directories of kprov's own.
 
 use camino::Utf8PathBuf;
-use kprov_types::KubernetesVersion;
+use kprov_types::api::{ReleaseRef, release_name};
 
 /// State that outlives a boot.
 pub const STATE: &str = "/var/lib/kprov";
 /// The bundle of a control-plane machine, readable by root alone.
 pub const BUNDLE: &str = "/var/lib/kprov/bundle.json";
-/// Releases, one directory a version; `current` is a symbolic link to the one that runs.
+/// Releases, a directory each; `current` is a symbolic link to the one that runs.
 pub const RELEASES: &str = "/var/lib/kprov/releases";
 /// Static pods of the standby control plane, ready to be placed.
 pub const STANDBY: &str = "/var/lib/kprov/standby";
@@ -37,9 +37,14 @@ pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 /// CNI configuration.
 pub const CNI_CONFIG: &str = "/etc/cni/net.d";
 
-/// The directory of one release.
-pub fn release(version: &KubernetesVersion) -> Utf8PathBuf {
-    Utf8PathBuf::from(RELEASES).join(version.to_string())
+/// Blobs that were put into this machine's release store, each under the digits of its digest.
+pub const STORE: &str = "/var/lib/kprov/store/blobs/sha256";
+/// What containerd has pulled, in the same form.
+pub const CONTAINERD_BLOBS: &str = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256";
+
+/// The directory of one release: two payloads of one version have one each.
+pub fn release(release: &ReleaseRef) -> Utf8PathBuf {
+    Utf8PathBuf::from(RELEASES).join(release_name(&release.version.to_string(), &release.digest))
 }
 
 /// The release that runs, through the symbolic link.

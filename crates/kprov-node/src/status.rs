@@ -28,6 +28,16 @@ impl Status {
         self.0.borrow().clone()
     }
 
+    /// The status, now and as it changes.
+    pub fn watch(&self) -> watch::Receiver<SetupStatus> {
+        self.0.subscribe()
+    }
+
+    /// Whether the machine is set up.
+    pub fn is_done(&self) -> bool {
+        self.0.borrow().step == SetupStep::Done
+    }
+
     /// Moves on to `step`. Steps that run at the same time may end in any order; the status never goes back.
     pub fn reach(&self, step: SetupStep) {
         self.0.send_if_modified(|status| {

@@ -160,6 +160,7 @@ fn spawn(spec: &ChildSpec, places: &Places, output: &io::PipeWriter) -> io::Resu
     let child = Command::new(&spec.program)
         .args(&spec.args)
         .envs(spec.env.iter().map(|(k, v)| (k, v)))
+        .env_remove(crate::SETTLED)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?)

@@ -40,6 +40,7 @@ pub(crate) fn release() -> Release {
         host_files: Vec::new(),
         minimum_from: None,
         advisories: Vec::new(),
+        programs: std::collections::BTreeMap::new(),
     }
 }
 
@@ -109,6 +110,7 @@ pub(crate) fn bundle() -> Bundle {
                 name: MachineName::new("demo-cp-0").unwrap(),
                 address: ADDRESS.into(),
             }],
+            release_digest: Digest::from_bytes([7; 32]),
             etcd_exists: false,
         },
         secrets: ClusterSecrets {

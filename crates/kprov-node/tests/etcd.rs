@@ -2,7 +2,8 @@
 
 #![cfg(test)]
 
-use std::net::IpAddr;
+mod support;
+
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -10,10 +11,11 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use jiff::Timestamp;
 use kprov_bootstrap::manifests::EtcdClusterState;
-use kprov_bootstrap::pki::{self, Leaf, Usage};
+use kprov_bootstrap::pki::{self, Leaf};
 use kprov_node::etcd::{EtcdClient, Start, client_url, peer_url, promote, settle};
 use kprov_node::https;
-use kprov_types::node::{ClusterSecrets, KeyPairPem, Member};
+use kprov_types::node::{KeyPairPem, Member};
+use support::{members, server};
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -37,15 +39,7 @@ impl Cluster {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let secrets = pki::generate_secrets(&"demo".parse().unwrap(), Timestamp::now()).unwrap();
-        // Addresses of this test process alone, so that several can run beside each other.
-        let [_, _, high, low] = std::process::id().to_be_bytes();
-        let address = |n: u8| IpAddr::from([127, 80 + n, high, low.max(1)]);
-        let members: Vec<_> = (0..3)
-            .map(|n| Member {
-                name: format!("cp-{n}").parse().unwrap(),
-                address: address(n),
-            })
-            .collect();
+        let members = members(3, 80);
         let write = |name: &str, pair: &KeyPairPem| {
             std::fs::write(dir.path().join(format!("{name}.crt")), &pair.certificate).unwrap();
             std::fs::write(dir.path().join(format!("{name}.key")), &pair.key).unwrap();
@@ -143,17 +137,6 @@ impl Cluster {
             .await
             .unwrap_or_else(|_| panic!("cp-{n} does not get well"));
     }
-}
-
-fn server(secrets: &ClusterSecrets, member: &Member) -> KeyPairPem {
-    let leaf = Leaf {
-        common_name: member.name.to_string(),
-        organization: None,
-        usage: Usage::ServerAndClient,
-        // A peer's certificate must be for the address it speaks from, which is this one on loopback.
-        names: [member.address.to_string(), "127.0.0.1".into()].into(),
-    };
-    pki::issue(&secrets.etcd_ca, &leaf, Timestamp::now()).unwrap()
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! etcd's cluster API by its JSON gateway (etcd's documentation, "gRPC gateway"): three calls need no generated client.
+//! etcd's cluster and maintenance API by its JSON gateway (etcd's documentation, "gRPC gateway"): a few calls need no generated
+//! client.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use super::snapshot::SnapshotStream;
 use super::{EtcdMember, peer_url};
 use crate::https::{self, HttpsError};
 
@@ -95,10 +97,68 @@ impl Default for WireMember {
     }
 }
 
+impl From<WireMember> for EtcdMember {
+    fn from(member: WireMember) -> Self {
+        let WireMember {
+            id,
+            name,
+            peer_urls,
+            client_urls,
+            learner,
+        } = member;
+        Self {
+            id,
+            name,
+            peer_urls,
+            client_urls,
+            learner,
+        }
+    }
+}
+
+/// What a member tells of itself (`etcdserverpb.StatusResponse`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct MemberState {
+    /// Which cluster it is in.
+    pub header: Header,
+    /// Its version.
+    pub version: String,
+    /// The size of its database in bytes, a number in decimal digits.
+    #[serde(rename = "dbSize")]
+    pub database_size: String,
+    /// The leader's id; empty or `0` where it knows none.
+    pub leader: String,
+    /// It is a learner, without a vote.
+    #[serde(rename = "isLearner")]
+    pub learner: bool,
+}
+
+/// `etcdserverpb.ResponseHeader`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Header {
+    /// The cluster's id, a number in decimal digits.
+    pub cluster_id: String,
+}
+
+impl MemberState {
+    /// Whether it knows a leader.
+    pub fn has_leader(&self) -> bool {
+        !matches!(self.leader.as_str(), "" | "0")
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Status {
-    leader: Option<String>,
+struct AlarmList {
+    alarms: Vec<Alarm>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Alarm {
+    alarm: String,
 }
 
 /// A client of the cluster's members.
@@ -113,6 +173,18 @@ impl EtcdClient {
         Self { tls }
     }
 
+    async fn send(
+        &self,
+        address: IpAddr,
+        request: http::Request<Full<Bytes>>,
+        limit: Duration,
+    ) -> Result<http::Response<Bytes>, EtcdError> {
+        let target = SocketAddr::new(address, ports::ETCD_CLIENT);
+        https::send(&self.tls, target, ServerName::from(address), request, limit)
+            .await
+            .map_err(|source| EtcdError::NoAnswer { address, source })
+    }
+
     async fn call<T: DeserializeOwned>(
         &self,
         address: IpAddr,
@@ -120,19 +192,8 @@ impl EtcdClient {
         body: &Value,
         limit: Duration,
     ) -> Result<T, EtcdError> {
-        let mut request = http::Request::new(Full::new(Bytes::from(body.to_string())));
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = http::Uri::from_static(path);
-        let headers = request.headers_mut();
-        headers.insert(http::header::HOST, http::HeaderValue::from_static("etcd"));
-        headers.insert(
-            http::header::CONTENT_TYPE,
-            http::HeaderValue::from_static("application/json"),
-        );
-        let target = SocketAddr::new(address, ports::ETCD_CLIENT);
-        let answer = https::send(&self.tls, target, ServerName::from(address), request, limit)
-            .await
-            .map_err(|source| EtcdError::NoAnswer { address, source })?;
+        let request = request(http::Method::POST, path, body.to_string());
+        let answer = self.send(address, request, limit).await?;
         if !answer.status().is_success() {
             let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
             let message = body
@@ -167,24 +228,7 @@ impl EtcdClient {
         let Some(members) = members else {
             return (None, Vec::new());
         };
-        let members: Vec<_> = members
-            .into_iter()
-            .map(
-                |WireMember {
-                     id,
-                     name,
-                     peer_urls,
-                     client_urls,
-                     learner,
-                 }| EtcdMember {
-                    id,
-                    name,
-                    peer_urls,
-                    client_urls,
-                    learner,
-                },
-            )
-            .collect();
+        let members: Vec<EtcdMember> = members.into_iter().map(EtcdMember::from).collect();
         let mine = peer_url(me.address);
         let unhealthy = members
             .iter()
@@ -209,10 +253,47 @@ impl EtcdClient {
 
     /// Whether the member at `address` answers and knows a leader.
     pub async fn well(&self, address: IpAddr) -> bool {
-        let status = self
-            .call::<Status>(address, "/v3/maintenance/status", &json!({}), LOOK_LIMIT)
-            .await;
-        status.is_ok_and(|s| s.leader.is_some_and(|leader| leader != "0"))
+        self.state(address).await.is_ok_and(|state| state.has_leader())
+    }
+
+    /// What the member at `address` tells of itself.
+    pub async fn state(&self, address: IpAddr) -> Result<MemberState, EtcdError> {
+        self.call(address, "/v3/maintenance/status", &json!({}), LOOK_LIMIT)
+            .await
+    }
+
+    /// The members as the one at `address` lists them.
+    pub async fn members(&self, address: IpAddr) -> Result<Vec<EtcdMember>, EtcdError> {
+        let list: MemberList = self
+            .call(address, "/v3/cluster/member/list", &json!({}), LOOK_LIMIT)
+            .await?;
+        Ok(list.members.into_iter().map(EtcdMember::from).collect())
+    }
+
+    /// The alarms that the cluster has raised, such as `NOSPACE`.
+    pub async fn alarms(&self, address: IpAddr) -> Result<Vec<String>, EtcdError> {
+        let body = json!({ "action": "GET" });
+        let list: AlarmList = self.call(address, "/v3/maintenance/alarm", &body, LOOK_LIMIT).await?;
+        Ok(list.alarms.into_iter().map(|alarm| alarm.alarm).collect())
+    }
+
+    /// What tells one process of the member at `address` from the next: when it was started, as it says itself; `None` where
+    /// it does not say.
+    pub async fn process(&self, address: IpAddr) -> Result<Option<String>, EtcdError> {
+        let request = request(http::Method::GET, "/metrics", String::new());
+        let answer = self.send(address, request, LOOK_LIMIT).await?;
+        let text = String::from_utf8_lossy(answer.body()).into_owned();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("process_start_time_seconds "));
+        Ok(line.map(str::to_owned))
+    }
+
+    /// Has the member at `address` send its database.
+    pub async fn snapshot(&self, address: IpAddr) -> Result<SnapshotStream, EtcdError> {
+        let path = "/v3/maintenance/snapshot";
+        let request = request(http::Method::POST, path, "{}".into());
+        SnapshotStream::open(&self.tls, address, request).await
     }
 
     /// Asks the peers one after the other until one agrees.
@@ -244,4 +325,17 @@ impl EtcdClient {
         self.change(me, all, "/v3/cluster/member/promote", json!({ "ID": id }))
             .await
     }
+}
+
+fn request(method: http::Method, path: &'static str, body: String) -> http::Request<Full<Bytes>> {
+    let mut request = http::Request::new(Full::new(Bytes::from(body)));
+    *request.method_mut() = method;
+    *request.uri_mut() = http::Uri::from_static(path);
+    let headers = request.headers_mut();
+    headers.insert(http::header::HOST, http::HeaderValue::from_static("etcd"));
+    headers.insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
+    request
 }

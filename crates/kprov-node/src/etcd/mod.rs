@@ -1,9 +1,13 @@
-//! How this machine's etcd member starts: into a new cluster, or into the one that its peers run.
+//! This machine's etcd member: how it starts, into a new cluster or into the one that its peers run; how it is moved to another
+//! release ([`OwnMember::run`]); its snapshots, and what puts one back ([`OwnMember::carry_out_restores`]).
 //!
 //! [`decide`] is pure. Its rules keep the quorum safe: members are taken out or added one at a time, only while every
 //! other member is healthy, and a new member begins as a learner, which counts for nothing until it has caught up.
 
 mod client;
+mod own;
+mod restore;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +20,10 @@ use kprov_types::MachineName;
 use kprov_types::node::Member;
 use kprov_types::ports;
 
-pub use client::{EtcdClient, EtcdError};
+pub use client::{EtcdClient, EtcdError, Header, MemberState};
+pub use own::{MemberError, OwnMember, Places, RunError};
+pub use restore::{RestoreError, order_restore, restored};
+pub use snapshot::{SnapshotError, SnapshotStream, Snapshots};
 
 /// How long to wait before looking again.
 const PAUSE: Duration = Duration::from_secs(1);

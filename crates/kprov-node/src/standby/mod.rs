@@ -7,8 +7,14 @@
 //! What makes it safe: an API server beside another does no harm, controller-manager and scheduler take turns by their
 //! Leases. A standby that is placed needlessly costs memory; one that is missing costs the cluster. So placing asks for
 //! patience, staggered by machine, and taking away asks for proof by the self-hosted instance itself.
+//!
+//! What is placed is on disk before it is needed ([`write`]), and is of the last release known to be good, which need not be the
+//! one that runs. Beside that, the Lease of a leader that has ended here is given free, whichever revision it was ([`leading`]).
 
+mod leading;
+mod process;
 mod run;
+mod store;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +22,9 @@ use std::time::Duration;
 
 use kprov_types::release::ImageComponent;
 
+pub use process::{ControlProcess, control_processes, restart_control_processes};
 pub use run::{STAGING, Standby, StandbyError};
+pub use store::{Serve, StoreError, status, stored_release, write};
 
 /// How long a self-hosted instance must have answered before it is relied on.
 pub const SETTLED: Duration = Duration::from_secs(2);
@@ -90,6 +98,10 @@ pub enum Action {
 
 /// What is known for the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one independent fact that was seen"
+)]
 pub struct ApiSeen {
     /// The standby's manifest is placed.
     pub placed: bool,
@@ -99,6 +111,8 @@ pub struct ApiSeen {
     pub index: u32,
     /// The standby could run: its image is here and this machine's etcd has a leader (or is its only member, and starts).
     pub able: bool,
+    /// It was ordered to run beside the self-hosted one.
+    pub serve: bool,
     /// This machine's self-hosted API server.
     pub self_hosted: SelfHosted,
     /// How long no API server has answered, here or on another machine; `None` while one does.
@@ -112,15 +126,19 @@ pub fn decide_api(seen: &ApiSeen) -> Action {
         first_boot,
         index,
         able,
+        serve,
         self_hosted,
         silent,
     } = *seen;
     if placed {
         // The front sends new connections to the highest revision that is ready, which is no longer the standby's.
         return match self_hosted {
-            SelfHosted::Ready(since) if since >= SETTLED => Action::Remove,
+            SelfHosted::Ready(since) if since >= SETTLED && !serve => Action::Remove,
             _ => Action::Keep,
         };
+    }
+    if serve && able {
+        return Action::Place;
     }
     let patience = match (first_boot, self_hosted) {
         (true, _) => FIRST_BOOT_STAGGER * index,

@@ -1,5 +1,6 @@
 //! Looks, decides and acts, for each component, for as long as the process runs.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -16,13 +17,16 @@ use kube::api::PostParams;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::leading::Leading;
+use super::process::control_processes;
+use super::store::{self, Serve, StoreError};
 use super::{Action, ApiSeen, Component, LeaderSeen, LeaseSeen, SelfHosted, decide_api, decide_leader};
 use crate::api::{self, ApiError, Identity};
 use crate::cri::{Cri, CriError};
 use crate::etcd::EtcdClient;
 use crate::files::{self, FileError};
-use crate::images::Images;
-use crate::{https, paths};
+use crate::kubelet::place_static_pod;
+use crate::{https, images, paths};
 
 /// How often to look while something is about to change.
 const BUSY: Duration = Duration::from_millis(500);
@@ -30,6 +34,8 @@ const BUSY: Duration = Duration::from_millis(500);
 const CALM: Duration = Duration::from_secs(5);
 /// How long a health endpoint may take.
 const HEALTH_LIMIT: Duration = Duration::from_secs(2);
+/// How often to see whether the standby's images are still there: kubelet removes what no pod uses when the disk gets full.
+const IMAGES: Duration = Duration::from_mins(5);
 /// How long a client is used until it is made anew with the certificate that is on disk then.
 const CLIENT_LIFE: Duration = Duration::from_hours(1);
 
@@ -42,6 +48,15 @@ pub enum StandbyError {
     /// The container runtime.
     #[error(transparent)]
     Cri(#[from] CriError),
+    /// What is on disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no standby on disk.
+    #[error("there is no standby for `{}` on disk", .0.as_str())]
+    Missing(Component),
+    /// This machine's processes.
+    #[error("this machine's processes cannot be listed")]
+    Processes(#[source] std::io::Error),
     /// There is no client of the API.
     #[error(transparent)]
     Client(#[from] ApiError),
@@ -77,17 +92,13 @@ pub struct Standby {
     pub front: watch::Receiver<FrontState>,
     /// The container runtime.
     pub cri: Cri,
-    /// The images that are here.
-    pub images: Images,
     /// Asks this machine's etcd.
     pub etcd: EtcdClient,
+    /// Whether the API server's has to run in any case.
+    pub serve: Serve,
 }
 
-fn stored(component: Component) -> Utf8PathBuf {
-    Utf8Path::new(paths::STANDBY).join(format!("{}.yaml", component.as_str()))
-}
-
-fn placed(component: Component) -> Utf8PathBuf {
+pub(super) fn placed(component: Component) -> Utf8PathBuf {
     Utf8Path::new(kubernetes::STATIC_PODS).join(format!("{}.yaml", component.as_str()))
 }
 
@@ -99,6 +110,7 @@ impl Standby {
     pub async fn run(self) {
         tokio::join!(
             self.clone().keep_api(),
+            self.clone().keep_images(),
             self.clone().keep_leader(Component::ControllerManager),
             self.keep_leader(Component::Scheduler)
         );
@@ -113,10 +125,10 @@ impl Standby {
         match action {
             Action::Keep => {}
             Action::Place => {
-                let stored = stored(component);
-                let manifest = std::fs::read(&stored).map_err(files::failed("read", &stored))?;
-                files::write_through(Utf8Path::new(STAGING), &place, &manifest, 0o600)?;
-                tracing::info!(component = component.as_str(), "standby placed");
+                let stored = store::read()?.ok_or(StandbyError::Missing(component))?;
+                let pod = stored.pod(component).ok_or(StandbyError::Missing(component))?;
+                place_static_pod(Utf8Path::new(STAGING), &place, pod)?;
+                tracing::info!(component = component.as_str(), release = %stored.release, "standby placed");
             }
             Action::Remove => {
                 files::remove(&place)?;
@@ -126,8 +138,49 @@ impl Standby {
         Ok(())
     }
 
+    /// Whether the image that the standby on disk runs from is here.
+    async fn has_image(&self, component: Component) -> Result<bool, StandbyError> {
+        let stored = store::read()?.ok_or(StandbyError::Missing(component))?;
+        let image = stored.image(component).ok_or(StandbyError::Missing(component))?;
+        Ok(self.cri.has_image(image).await?)
+    }
+
+    /// The API server's standby could run now.
+    async fn is_able(&self, first_boot: bool) -> Result<bool, StandbyError> {
+        // The only member of a new cluster needs nobody; the API server waits for it by itself.
+        let etcd = (self.single && first_boot) || self.etcd.well(self.me.address).await;
+        Ok(etcd && self.has_image(Component::ApiServer).await?)
+    }
+
+    /// Has the images of the standby on disk pulled again when they are gone. It may be of another release than the one that
+    /// runs, and then nothing else keeps them.
+    async fn keep_images(self) {
+        loop {
+            let silent = self.front.borrow().ready().next().is_none();
+            tokio::time::sleep(if silent { CALM } else { IMAGES }).await;
+            // At first boot they are on their way.
+            let stored = if Self::first_boot() { Ok(None) } else { store::read() };
+            let stored = stored.unwrap_or_else(|error| {
+                tracing::error!(error = crate::chain(&error), "standby");
+                None
+            });
+            for component in Component::ALL {
+                let Some(image) = stored.as_ref().and_then(|stored| stored.image(component)) else {
+                    continue;
+                };
+                if matches!(self.cri.has_image(image).await, Ok(false)) {
+                    tracing::warn!(image, "the standby's image is gone, and is pulled again");
+                    if let Err(error) = images::ensure(&self.cri, image).await {
+                        tracing::error!(image, error = crate::chain(&error), "the standby has no image");
+                    }
+                }
+            }
+        }
+    }
+
     async fn keep_api(mut self) {
         let mut silent_since = Some(Instant::now());
+        let mut serve = self.serve.watch();
         loop {
             let (answers, self_hosted) = look_at_front(&self.front.borrow_and_update());
             silent_since = if answers {
@@ -135,21 +188,22 @@ impl Standby {
             } else {
                 silent_since.or_else(|| Some(Instant::now()))
             };
-            let place = placed(Component::ApiServer);
-            let placed = place.exists();
             let mut seen = ApiSeen {
-                placed,
+                placed: placed(Component::ApiServer).exists(),
                 first_boot: Self::first_boot(),
                 index: self.index,
-                able: self.images.has(Component::ApiServer.image()),
+                able: true,
+                serve: *serve.borrow_and_update(),
                 self_hosted,
                 silent: silent_since.map(|since| since.elapsed()),
             };
-            if seen.able && !placed && seen.silent.is_some() {
-                // The only member of a new cluster needs nobody; the API server waits for it by itself.
-                seen.able = (self.single && seen.first_boot) || self.etcd.well(self.me.address).await;
-            }
-            if let Err(error) = Self::act(Component::ApiServer, decide_api(&seen)) {
+            let done = async {
+                if decide_api(&seen) == Action::Place {
+                    seen.able = self.is_able(seen.first_boot).await?;
+                }
+                Self::act(Component::ApiServer, decide_api(&seen))
+            };
+            if let Err(error) = done.await {
                 tracing::error!(error = crate::chain(&error), "API server standby");
             }
             if matches!(self_hosted, SelfHosted::Ready(_))
@@ -158,7 +212,7 @@ impl Standby {
             {
                 tracing::error!(error = crate::chain(&error), "first boot cannot be marked as over");
             }
-            let pause = if seen.placed || seen.silent.is_some() {
+            let pause = if seen.placed || seen.serve || seen.silent.is_some() {
                 BUSY
             } else {
                 CALM
@@ -166,6 +220,7 @@ impl Standby {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = self.front.changed() => if changed.is_err() { return },
+                changed = serve.changed() => if changed.is_err() { return },
             }
         }
     }
@@ -186,8 +241,7 @@ impl Standby {
             api_since: None,
             ready: None,
             lease: LeaseWatch::default(),
-            standby_holder: None,
-            release: false,
+            leading: Leading::default(),
         };
         loop {
             let pause = match leader.step().await {
@@ -197,7 +251,7 @@ impl Standby {
                     BUSY
                 }
             };
-            tokio::time::sleep(pause).await;
+            leader.sleep(pause).await;
         }
     }
 }
@@ -232,21 +286,16 @@ struct Leader {
     /// The revision that is ready, and since when.
     ready: Option<(u16, Instant)>,
     lease: LeaseWatch,
-    /// What the standby calls itself in the Lease, seen while no other instance ran here.
-    standby_holder: Option<String>,
-    /// The standby was taken away, and may hold the Lease still.
-    release: bool,
+    leading: Leading<MicroTime>,
 }
 
 impl Leader {
     async fn step(&mut self) -> Result<Duration, StandbyError> {
-        let self_hosted = self.look().await?;
+        let listening = self.listening()?;
+        let self_hosted = self.look(&listening).await?;
         let (api, api_listens) = {
             let front = self.standby.front.borrow_and_update();
-            let listens = front
-                .backends
-                .iter()
-                .any(|(backend, _)| matches!(backend, Backend::Local { .. }));
+            let listens = front.backends.keys().any(Backend::is_local);
             (front.ready().next().is_some(), listens)
         };
         self.api_since = if api {
@@ -254,54 +303,103 @@ impl Leader {
         } else {
             None
         };
-        let placed = placed(self.component).exists();
-        if self.release && !placed {
-            self.release_lease().await?;
-        }
-        let healthy = matches!(self_hosted, SelfHosted::Ready(_));
+        let lease = if api {
+            self.look_at_lease(&listening).await
+        } else {
+            LeaseSeen::Unknown
+        };
         let mut seen = LeaderSeen {
-            placed,
+            placed: placed(self.component).exists(),
             first_boot: Standby::first_boot(),
             index: self.standby.index,
-            able: self.standby.images.has(self.component.image()),
+            able: true,
             api_listens,
             api: self.api_since.map(|since| since.elapsed()),
             self_hosted,
-            lease: LeaseSeen::Unknown,
+            lease,
         };
-        if api && (placed || !healthy) {
-            seen.lease = match self.read_lease().await {
-                Ok(lease) => self.lease.look(lease.as_ref(), &self.standby.me, Instant::now()),
-                Err(error) => {
-                    tracing::debug!(error = crate::chain(&error), "unreadable");
-                    LeaseSeen::Unknown
-                }
-            };
-            if placed && self_hosted == SelfHosted::Absent && matches!(seen.lease, LeaseSeen::Held { here: true, .. }) {
-                self.standby_holder.clone_from(&self.lease.holder);
-            }
+        if decide_leader(&seen) == Action::Place {
+            seen.able = self.standby.has_image(self.component).await?;
         }
-        let action = decide_leader(&seen);
-        Standby::act(self.component, action)?;
-        self.release |= action == Action::Remove;
-        let settled = healthy && !placed && !self.release;
+        Standby::act(self.component, decide_leader(&seen))?;
+        let ends = self
+            .leading
+            .revision()
+            .is_some_and(|revision| !listening.contains(&revision));
+        let settled = matches!(self_hosted, SelfHosted::Ready(_)) && !seen.placed && !ends;
         Ok(if settled { CALM } else { BUSY })
     }
 
-    /// How this machine's self-hosted instance is, by its own address.
-    async fn look(&mut self) -> Result<SelfHosted, StandbyError> {
+    /// Sleeps, but no longer than until another revision listens, or one no more.
+    async fn sleep(&mut self, pause: Duration) {
+        let before = self.listening().ok();
+        let end = Instant::now() + pause;
+        while Instant::now() < end && self.listening().ok() == before {
+            tokio::time::sleep(BUSY).await;
+        }
+    }
+
+    /// The revisions whose processes listen on this machine.
+    fn listening(&mut self) -> Result<BTreeSet<u16>, StandbyError> {
         let table = match &self.table {
             Some(table) => table,
             None => self
                 .table
                 .insert(ListenTable::open(self.port).map_err(StandbyError::Sockets)?),
         };
-        let revisions = table.revisions().map_err(StandbyError::Sockets)?;
-        let newest = revisions
-            .into_iter()
-            .filter(|revision| *revision > ports::STANDBY_REVISION)
-            .max();
-        let Some(revision) = newest else {
+        table.revisions().map_err(StandbyError::Sockets)
+    }
+
+    /// Looks at the Lease, and gives it free when the process of this machine that holds it has ended.
+    async fn look_at_lease(&mut self, listening: &BTreeSet<u16>) -> LeaseSeen {
+        let looked = async {
+            let lease = self.read_lease().await?;
+            let seen = self.lease.look(lease.as_ref(), &self.standby.me, Instant::now());
+            if self.has_ended(lease.as_ref(), seen, listening)?
+                && let Some(lease) = lease
+            {
+                self.release(lease).await?;
+            }
+            Ok::<_, StandbyError>(seen)
+        };
+        looked.await.unwrap_or_else(|error| {
+            tracing::debug!(error = crate::chain(&error), "unreadable");
+            LeaseSeen::Unknown
+        })
+    }
+
+    /// Whether the Lease is held by a process of this machine that has ended.
+    fn has_ended(
+        &mut self,
+        lease: Option<&Lease>,
+        seen: LeaseSeen,
+        listening: &BTreeSet<u16>,
+    ) -> Result<bool, StandbyError> {
+        let spec = lease.and_then(|lease| lease.spec.as_ref());
+        let held = match (seen, spec) {
+            (LeaseSeen::Held { here: true, .. }, Some(spec)) => {
+                spec.holder_identity.as_deref().zip(spec.renew_time.as_ref())
+            }
+            _ => None,
+        };
+        let mut running = listening.clone();
+        // A process that no longer listens may hold the Lease while it ends.
+        let known = self
+            .leading
+            .revision()
+            .is_some_and(|revision| running.contains(&revision));
+        if held.is_some() && !known {
+            let processes = control_processes().map_err(StandbyError::Processes)?;
+            let own = processes.iter().filter(|process| process.component == self.component);
+            running.extend(own.map(|process| process.revision));
+        }
+        Ok(self.leading.look(held, &running))
+    }
+
+    /// How this machine's self-hosted instance is, by its own address.
+    async fn look(&mut self, listening: &BTreeSet<u16>) -> Result<SelfHosted, StandbyError> {
+        let newest = listening.last().copied();
+        let Some(revision) = newest.filter(|revision| *revision > ports::STANDBY_REVISION) else {
             self.ready = None;
             return Ok(SelfHosted::Absent);
         };
@@ -345,41 +443,28 @@ impl Leader {
         })
     }
 
-    /// Gives the Lease free that the standby held, once its container is gone, so that the next leader need not wait for it
-    /// to run out. As client-go's `ReleaseOnCancel` does; whoever has taken it meanwhile keeps it.
-    async fn release_lease(&mut self) -> Result<(), StandbyError> {
+    /// Gives the Lease free, so that the next leader need not wait for it to run out. As client-go's `ReleaseOnCancel` does;
+    /// whoever has taken it meanwhile keeps it.
+    async fn release(&mut self, mut lease: Lease) -> Result<(), StandbyError> {
         let name = self.component.as_str();
-        let pod = format!("{name}-{}", self.standby.me.name);
-        if self.standby.cri.running_containers(NAMESPACE, &pod).await? > 0 {
-            return Ok(());
-        }
-        let Some(mut lease) = self.read_lease().await? else {
-            self.release = false;
-            return Ok(());
-        };
         let spec = lease.spec.get_or_insert_default();
-        let held = spec.holder_identity.as_ref().filter(|holder| !holder.is_empty());
-        if held.is_some() && held == self.standby_holder.as_ref() {
-            let now = MicroTime(Timestamp::now());
-            spec.holder_identity = Some(String::new());
-            spec.lease_duration_seconds = Some(1);
-            spec.renew_time = Some(now.clone());
-            spec.acquire_time = Some(now);
-            // The resource version that was read goes along: a Lease that has changed since stays as it is.
-            match self.leases().await?.replace(name, &PostParams::default(), &lease).await {
-                Ok(_) => tracing::info!(lease = name, "released the standby's Lease"),
-                Err(kube::Error::Api(status)) if status.is_conflict() => {}
-                Err(source) => {
-                    return Err(StandbyError::Lease {
-                        lease: name,
-                        verb: "released",
-                        source: Box::new(source),
-                    });
-                }
+        let now = MicroTime(Timestamp::now());
+        let holder = spec.holder_identity.replace(String::new()).unwrap_or_default();
+        spec.lease_duration_seconds = Some(1);
+        spec.renew_time = Some(now.clone());
+        spec.acquire_time = Some(now);
+        // The resource version that was read goes along: a Lease that has changed since stays as it is.
+        match self.leases().await?.replace(name, &PostParams::default(), &lease).await {
+            Ok(_) => tracing::info!(lease = name, holder, "released the Lease of a leader that has ended"),
+            Err(kube::Error::Api(status)) if status.is_conflict() => {}
+            Err(source) => {
+                return Err(StandbyError::Lease {
+                    lease: name,
+                    verb: "released",
+                    source: Box::new(source),
+                });
             }
         }
-        self.release = false;
-        self.standby_holder = None;
         Ok(())
     }
 }

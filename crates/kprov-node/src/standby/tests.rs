@@ -10,6 +10,7 @@ fn api() -> ApiSeen {
         first_boot: false,
         index: 0,
         able: true,
+        serve: false,
         self_hosted: SelfHosted::Absent,
         silent: None,
     }
@@ -144,6 +145,52 @@ fn the_api_standby_goes_only_for_this_machines_own_instance() {
             ApiSeen {
                 self_hosted: SelfHosted::Ready(s(2)),
                 ..placed
+            },
+            Remove,
+        ),
+    ];
+    for (what, seen, expected) in cases {
+        assert_eq!(decide_api(&seen), expected, "{what}");
+    }
+}
+
+#[test]
+fn the_api_standby_serves_beside_the_self_hosted_one_when_ordered() {
+    use Action::{Keep, Place, Remove};
+    let ready = ApiSeen {
+        serve: true,
+        self_hosted: SelfHosted::Ready(s(999)),
+        ..api()
+    };
+    let cases = [
+        ("ordered: at once", ready, Place),
+        ("not before it can run", ApiSeen { able: false, ..ready }, Keep),
+        ("it stays", ApiSeen { placed: true, ..ready }, Keep),
+        (
+            "it stays while its own is replaced",
+            ApiSeen {
+                placed: true,
+                self_hosted: SelfHosted::Absent,
+                ..ready
+            },
+            Keep,
+        ),
+        (
+            "withdrawn before its own is back",
+            ApiSeen {
+                placed: true,
+                serve: false,
+                self_hosted: SelfHosted::Starting,
+                ..ready
+            },
+            Keep,
+        ),
+        (
+            "withdrawn",
+            ApiSeen {
+                placed: true,
+                serve: false,
+                ..ready
             },
             Remove,
         ),
@@ -408,9 +455,10 @@ fn placing_and_taking_away_never_alternate() {
     ];
     for first_boot in [false, true] {
         for self_hosted in hosted {
-            for silent in [None, Some(s(999))] {
+            for (silent, serve) in [(None, false), (None, true), (Some(s(999)), false), (Some(s(999)), true)] {
                 let seen = ApiSeen {
                     first_boot,
+                    serve,
                     self_hosted,
                     silent,
                     ..api()
