@@ -1,0 +1,12 @@
+//! Tests against a real API server, in one program.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests end so, and tell the versions they ran; clippy.toml's allowance does not reach helper functions"
+)]
+
+mod api_server;
+mod election;
+mod operator;
