@@ -66,6 +66,15 @@ impl Cluster {
         finished(&self.up_command(payload, control_plane, workers).output()?)
     }
 
+    /// `kprov upgrade` to a version, with these payloads at hand.
+    pub fn upgrade_command(&self, payloads: &[Payload], to: &str) -> Command {
+        let mut command = self.kprov(&["upgrade", "--name", &self.name, "--to", to, "--yes"]);
+        for payload in payloads {
+            command.args(payload.options());
+        }
+        command
+    }
+
     /// Runs `kprov down` to its end.
     pub fn down(&self) -> Result<()> {
         finished(&self.kprov(&["down", "--name", &self.name, "--yes"]).output()?)

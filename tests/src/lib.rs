@@ -5,15 +5,19 @@
 
 #![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
+mod checks;
 mod cluster;
 mod host;
 mod payload;
 mod prober;
+mod watcher;
 
+pub use checks::{condition, items, self_hosted};
 pub use cluster::{Cluster, Kubectl};
 pub use host::Traces;
-pub use payload::{Payload, payloads};
+pub use payload::{Broken, Payload, broken, payloads, upgrades};
 pub use prober::{Prober, Probes};
+pub use watcher::{Watched, Watcher};
 
 use std::time::{Duration, Instant};
 

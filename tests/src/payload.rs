@@ -47,12 +47,9 @@ impl Payload {
     }
 }
 
-/// All payloads that `KPROV_TEST_PAYLOADS` names. None at all is an error: a test that ran nothing must not pass.
-pub fn payloads() -> Result<Vec<Payload>> {
-    let list = std::env::var("KPROV_TEST_PAYLOADS")
-        .context("KPROV_TEST_PAYLOADS is not set: run the tests by `cargo xtask test`")?;
-    let mut payloads = Vec::new();
-    for entry in list.split(':').filter(|e| !e.is_empty()) {
+impl Payload {
+    /// From `dir=key`; the key may be missing.
+    fn parse(entry: &str) -> Result<Self> {
         let (dir, key) = entry.split_once('=').unwrap_or((entry, ""));
         let dir = Utf8PathBuf::from(dir);
         let text = std::fs::read(dir.join("release.json")).with_context(|| format!("`{dir}` is no payload"))?;
@@ -61,11 +58,62 @@ pub fn payloads() -> Result<Vec<Payload>> {
             .as_str()
             .context("release.json names no version")?
             .to_owned();
-        payloads.push(Payload {
+        Ok(Self {
             dir,
             key: (!key.is_empty()).then(|| key.into()),
             version,
-        });
+        })
+    }
+}
+
+/// The chains of payloads to upgrade along, oldest version first, that `KPROV_TEST_UPGRADES` names: `:` between chains, `,`
+/// between payloads.
+pub fn upgrades() -> Result<Vec<Vec<Payload>>> {
+    let list = std::env::var("KPROV_TEST_UPGRADES")
+        .context("KPROV_TEST_UPGRADES is not set: run the tests by `cargo xtask test`")?;
+    let chains: Vec<Vec<Payload>> = list
+        .split(':')
+        .filter(|chain| !chain.is_empty())
+        .map(|chain| chain.split(',').map(Payload::parse).collect())
+        .collect::<Result<_>>()?;
+    if chains.iter().any(|chain| chain.len() < 2) || chains.is_empty() {
+        bail!("KPROV_TEST_UPGRADES names no chain of two versions");
+    }
+    Ok(chains)
+}
+
+/// A payload with something wrong in it.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    /// What: `apiserver`, `scheduler`, `kubelet` or `digest`.
+    pub kind: String,
+    /// The payload.
+    pub payload: Payload,
+}
+
+/// The broken payloads that `KPROV_TEST_BROKEN` names: `kind=dir=key`, `:` between.
+pub fn broken() -> Result<Vec<Broken>> {
+    let list =
+        std::env::var("KPROV_TEST_BROKEN").context("KPROV_TEST_BROKEN is not set: run the tests by `cargo xtask test`")?;
+    let entries = list.split(':').filter(|entry| !entry.is_empty());
+    entries
+        .map(|entry| {
+            let (kind, rest) = entry.split_once('=').context("KPROV_TEST_BROKEN: `kind=dir=key` is expected")?;
+            Ok(Broken {
+                kind: kind.to_owned(),
+                payload: Payload::parse(rest)?,
+            })
+        })
+        .collect()
+}
+
+/// All payloads that `KPROV_TEST_PAYLOADS` names. None at all is an error: a test that ran nothing must not pass.
+pub fn payloads() -> Result<Vec<Payload>> {
+    let list = std::env::var("KPROV_TEST_PAYLOADS")
+        .context("KPROV_TEST_PAYLOADS is not set: run the tests by `cargo xtask test`")?;
+    let mut payloads = Vec::new();
+    for entry in list.split(':').filter(|e| !e.is_empty()) {
+        payloads.push(Payload::parse(entry)?);
     }
     if payloads.is_empty() {
         bail!("KPROV_TEST_PAYLOADS names no payload");

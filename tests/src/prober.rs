@@ -29,37 +29,29 @@ impl Prober {
     /// Asks `server` (such as `https://10.89.0.1:6443`) for a namespace, with the credentials of a kubeconfig, on `rate` new TLS
     /// connections a second. Counts from the first success on, as before there is no API to lose.
     pub fn start(kubeconfig: &str, server: Option<&str>, rate: u32) -> Result<Self> {
-        let config: serde_json::Value = serde_saphyr::from_str(kubeconfig).context("the kubeconfig is not YAML")?;
-        let server = match server {
-            Some(server) => server.to_owned(),
-            None => config["clusters"][0]["cluster"]["server"]
-                .as_str()
-                .context("the kubeconfig names no server")?
-                .to_owned(),
-        };
-        let field = |value: &serde_json::Value| -> Result<Vec<u8>> {
-            let text = value.as_str().context("the kubeconfig lacks a certificate or key")?;
-            Ok(base64::engine::general_purpose::STANDARD.decode(text)?)
-        };
-        let ca = field(&config["clusters"][0]["cluster"]["certificate-authority-data"])?;
-        let mut identity = field(&config["users"][0]["user"]["client-certificate-data"])?;
-        identity.extend(field(&config["users"][0]["user"]["client-key-data"])?);
+        let login = Login::from_kubeconfig(kubeconfig)?;
+        let server = server.unwrap_or(&login.server);
+        let urls = vec![format!("{server}/api/v1/namespaces/default")];
+        Ok(Self::run(login.client()?, urls, rate))
+    }
+
+    /// Asks `urls` in turn, over plain HTTP, on `rate` new connections a second.
+    pub fn start_http(urls: Vec<String>, rate: u32) -> Result<Self> {
+        let client = builder().build()?;
+        Ok(Self::run(client, urls, rate))
+    }
+
+    fn run(client: reqwest::Client, urls: Vec<String>, rate: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(probe(
-                &format!("{server}/api/v1/namespaces/default"),
-                &ca,
-                &identity,
-                rate,
-                &stopped,
-            ))
+            Ok(runtime.block_on(probe(client, &urls, rate, &stopped)))
         });
-        Ok(Self {
+        Self {
             stop,
             thread: Some(thread),
-        })
+        }
     }
 
     /// Stops, and tells what was seen.
@@ -78,22 +70,60 @@ impl Drop for Prober {
     }
 }
 
-async fn probe(url: &str, ca: &[u8], identity: &[u8], rate: u32, stop: &AtomicBool) -> Result<Probes> {
+/// Who a kubeconfig says one is, and where.
+pub(crate) struct Login {
+    pub(crate) server: String,
+    ca: Vec<u8>,
+    identity: Vec<u8>,
+}
+
+impl Login {
+    pub(crate) fn from_kubeconfig(kubeconfig: &str) -> Result<Self> {
+        let config: serde_json::Value = serde_saphyr::from_str(kubeconfig).context("the kubeconfig is not YAML")?;
+        let field = |value: &serde_json::Value| -> Result<Vec<u8>> {
+            let text = value.as_str().context("the kubeconfig lacks a certificate or key")?;
+            Ok(base64::engine::general_purpose::STANDARD.decode(text)?)
+        };
+        let mut identity = field(&config["users"][0]["user"]["client-certificate-data"])?;
+        identity.extend(field(&config["users"][0]["user"]["client-key-data"])?);
+        Ok(Self {
+            server: config["clusters"][0]["cluster"]["server"]
+                .as_str()
+                .context("the kubeconfig names no server")?
+                .to_owned(),
+            ca: field(&config["clusters"][0]["cluster"]["certificate-authority-data"])?,
+            identity,
+        })
+    }
+
+    /// A client that makes a new connection for each request, and gives each 10 s.
+    fn client(&self) -> Result<reqwest::Client> {
+        Ok(self.builder()?.timeout(Duration::from_secs(10)).build()?)
+    }
+
+    /// The same without a limit of time.
+    pub(crate) fn builder(&self) -> Result<reqwest::ClientBuilder> {
+        Ok(builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(&self.ca)?])
+            .identity(reqwest::Identity::from_pem(&self.identity)?))
+    }
+}
+
+fn builder() -> reqwest::ClientBuilder {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder()
-        .tls_certs_only([reqwest::Certificate::from_pem(ca)?])
-        .identity(reqwest::Identity::from_pem(identity)?)
-        .pool_max_idle_per_host(0)
-        .no_proxy()
-        .timeout(Duration::from_secs(10))
-        .build()?;
+    reqwest::Client::builder().pool_max_idle_per_host(0).no_proxy()
+}
+
+async fn probe(client: reqwest::Client, urls: &[String], rate: u32, stop: &AtomicBool) -> Probes {
     let mut tick = tokio::time::interval(Duration::from_secs(1) / rate);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut probes = Probes::default();
     let mut first: Option<Instant> = None;
     let mut running = tokio::task::JoinSet::new();
+    let mut next = urls.iter().cycle();
     while !stop.load(Ordering::Relaxed) {
         tick.tick().await;
+        let Some(url) = next.next() else { break };
         let request = client.get(url);
         running.spawn(async move {
             let start = Instant::now();
@@ -113,7 +143,7 @@ async fn probe(url: &str, ca: &[u8], identity: &[u8], rate: u32, stop: &AtomicBo
     while let Some(Ok(done)) = running.join_next().await {
         count(&mut probes, &mut first, done);
     }
-    Ok(probes)
+    probes
 }
 
 fn count(

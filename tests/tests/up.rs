@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use kprov_e2e::{Cluster, Kubectl, Payload, Prober, Traces, payloads, wait_for};
+use kprov_e2e::{Cluster, Kubectl, Payload, Prober, Traces, condition, items, payloads, self_hosted, wait_for};
 use serde_json::{Value, json};
 
 /// One control-plane machine: self-hosted, nothing lost at the pivot, nothing changed by a second `up`, all of what pods
@@ -171,62 +171,6 @@ fn up_with_prober(cluster: &Cluster, payload: &Payload, control_plane: u32, work
         "requests failed: {:#?}\n{}",
         seen.failed,
         String::from_utf8_lossy(&out.stderr)
-    );
-    Ok(())
-}
-
-/// All nodes Ready, the control plane made of API objects, etcd the only static pod, all of the version asked for.
-fn self_hosted(kubectl: &Kubectl, payload: &Payload, control_plane: u64, workers: u64) -> Result<()> {
-    let nodes = kubectl.get(&["nodes"])?;
-    let ready = items(&nodes).filter(|n| condition(n, "Ready") == Some("True")).count() as u64;
-    ensure!(
-        ready == control_plane + workers,
-        "{ready} nodes are Ready: {}",
-        kubectl.run(&["get", "nodes", "-o", "wide"])?
-    );
-    for node in items(&nodes) {
-        ensure!(
-            node["status"]["nodeInfo"]["kubeletVersion"] == format!("v{}", payload.version),
-            "{}",
-            node["status"]["nodeInfo"]
-        );
-    }
-    let version: Value = serde_json::from_str(&kubectl.run(&["get", "--raw", "/version"])?)?;
-    ensure!(version["gitVersion"] == format!("v{}", payload.version), "{version}");
-
-    let sets = kubectl.get(&["ds", "-n", "kube-system"])?;
-    let set = |name: &str| {
-        items(&sets)
-            .find(|d| d["metadata"]["name"] == name)
-            .cloned()
-            .with_context(|| format!("no DaemonSet {name}"))
-    };
-    ensure!(
-        set("kube-apiserver")?["status"]["numberReady"] == control_plane,
-        "{sets}"
-    );
-    ensure!(
-        set("kube-proxy")?["status"]["numberReady"] == control_plane + workers,
-        "{sets}"
-    );
-    let deployments = kubectl.get(&["deploy", "-n", "kube-system"])?;
-    for name in ["kube-controller-manager", "kube-scheduler"] {
-        let deployment = items(&deployments)
-            .find(|d| d["metadata"]["name"] == name)
-            .with_context(|| format!("no Deployment {name}"))?;
-        ensure!(
-            deployment["status"]["availableReplicas"] == control_plane,
-            "{deployment}"
-        );
-    }
-    let pods = kubectl.get(&["pods", "-n", "kube-system"])?;
-    let mirrors: Vec<_> = items(&pods)
-        .filter(|p| !p["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null())
-        .filter_map(|p| p["metadata"]["name"].as_str())
-        .collect();
-    ensure!(
-        mirrors.len() as u64 == control_plane && mirrors.iter().all(|m| m.starts_with("etcd-")),
-        "static pods: {mirrors:?}"
     );
     Ok(())
 }
@@ -523,13 +467,4 @@ fn power_cut(cluster: &Cluster, kubectl: &Kubectl, payload: &Payload) -> Result<
     );
     kubectl.run(&["get", "configmap", "survivor"])?;
     self_hosted(kubectl, payload, 1, 0)
-}
-
-fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list["items"].as_array().into_iter().flatten()
-}
-
-fn condition<'a>(node: &'a Value, kind: &str) -> Option<&'a str> {
-    let conditions = node["status"]["conditions"].as_array()?;
-    conditions.iter().find(|c| c["type"] == kind)?["status"].as_str()
 }

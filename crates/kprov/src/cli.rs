@@ -2,13 +2,14 @@
 
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kprov_types::api::MaxUnavailable;
 use kprov_types::cluster::Provider;
 use kprov_types::{ClusterName, KubernetesVersion};
 
-/// Launch self-hosted Kubernetes clusters.
+/// Launch self-hosted Kubernetes clusters, and change their version through the Kubernetes API.
 ///
 /// `kprov up` makes machines, network and disks and ends in a running self-hosted cluster. Run again, it makes only what
-/// is missing.
+/// is missing. `kprov upgrade --to VERSION` changes the cluster's Kubernetes version, and loses no request.
 #[derive(Debug, Parser)]
 #[command(name = "kprov", version, arg_required_else_help = true, max_term_width = 110)]
 pub(crate) struct Cli {
@@ -96,6 +97,17 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Show a cluster's machines, nodes and control plane.
     Status(StatusArgs),
+    /// Change a cluster's Kubernetes version, or join a change that is under way.
+    Upgrade(Box<UpgradeArgs>),
+    /// Begin no new step of an upgrade until `resume`.
+    Pause(AccessArgs),
+    /// Go on with a paused upgrade.
+    Resume(AccessArgs),
+    /// Take the unfinished hop of an upgrade back.
+    Rollback(RollbackArgs),
+    /// List snapshots of etcd, or go back to one.
+    #[command(subcommand)]
+    Etcd(EtcdCommand),
     /// List the clusters that are known here.
     List(OutputArgs),
     /// Print a cluster's kubeconfig, or merge it into yours.
@@ -127,6 +139,114 @@ pub(crate) struct NameArgs {
     /// The cluster; may be left out where only one is known.
     #[arg(long, value_name = "NAME")]
     pub name: Option<ClusterName>,
+}
+
+/// Which cluster, for commands that need its API and nothing else.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AccessArgs {
+    /// The cluster; may be left out where only one is known.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["kubeconfig", "context"])]
+    pub name: Option<ClusterName>,
+    /// Reach the cluster by this kubeconfig, as kubectl does, instead of by what is kept of it here.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<Utf8PathBuf>,
+    /// The context in the kubeconfig.
+    #[arg(long, value_name = "CONTEXT")]
+    pub context: Option<String>,
+}
+
+/// Arguments of `upgrade`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpgradeArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// The Kubernetes version to run, such as `1.36.3`; may be several minors ahead.
+    #[arg(long, value_name = "VERSION")]
+    pub to: KubernetesVersion,
+    /// Release payload of that version, or of a minor on the way; may be given more than once. Also looked for: payloads
+    /// beside the one that the cluster runs, in `releases/` of the home directory, and those the cluster knows.
+    #[arg(long, value_name = "DIR", env = "KPROV_RELEASES", value_delimiter = ':')]
+    pub release: Vec<Utf8PathBuf>,
+    /// Which signatures are trusted.
+    #[command(flatten)]
+    pub trust: TrustArgs,
+    /// Show hops, steps and what preflight finds, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Begin, and don't wait; `kprov status` shows how it stands.
+    #[arg(long)]
+    pub detach: bool,
+    /// Don't ask.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Go on in spite of this preflight finding (its name); may be given more than once.
+    #[arg(long, value_name = "FINDING")]
+    pub force: Vec<String>,
+    /// How many workers of a pool may be out of service at once: a number, or a share such as `10%`.
+    #[arg(long, value_name = "N|N%", value_parser = parse_max_unavailable)]
+    pub max_unavailable: Option<MaxUnavailable>,
+    /// How many workers go first, alone.
+    #[arg(long, value_name = "N")]
+    pub canary: Option<u32>,
+    /// How long a machine's pods are given to leave, in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_timeout: Option<u32>,
+    /// How long each instance and machine may take to become healthy, in seconds, before the release counts as bad.
+    #[arg(long, value_name = "SECONDS")]
+    pub health_timeout: Option<u32>,
+    /// Show how long each step took.
+    #[arg(long)]
+    pub timings: bool,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+fn parse_max_unavailable(text: &str) -> Result<MaxUnavailable, kprov_types::api::MaxUnavailableError> {
+    MaxUnavailable::try_from(serde_json::Value::from(text))
+}
+
+/// Arguments of `rollback`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RollbackArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub access: AccessArgs,
+    /// Begin, and don't wait.
+    #[arg(long)]
+    pub detach: bool,
+    /// How the result is printed.
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// The `etcd` commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EtcdCommand {
+    /// List the snapshots that the control-plane machines keep.
+    Snapshots {
+        /// Which cluster.
+        #[command(flatten)]
+        access: AccessArgs,
+        /// How the result is printed.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Go back to a snapshot: everything that was written to the API since is lost.
+    ///
+    /// The old data is kept beside the new on each machine. Where the API does not answer any more, run
+    /// `kprov-node etcd restore NAME` on the machine that has the snapshot.
+    Restore {
+        /// The snapshot's name.
+        snapshot: String,
+        /// Which cluster.
+        #[command(flatten)]
+        access: AccessArgs,
+        /// Don't ask.
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
 
 /// What a cluster should be: a file, flags, or a file with flags on top.
@@ -174,7 +294,7 @@ pub(crate) struct PlanArgs {
 pub(crate) struct StatusArgs {
     /// Which cluster.
     #[command(flatten)]
-    pub(crate) name: NameArgs,
+    pub(crate) access: AccessArgs,
     /// How the result is printed.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -260,6 +380,17 @@ pub(crate) enum ReleaseCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Give a payload to a cluster, so that `spec.desiredVersion` can name its version.
+    Push {
+        /// The payload's directory.
+        path: Utf8PathBuf,
+        /// Which cluster.
+        #[command(flatten)]
+        access: AccessArgs,
+        /// Which signatures are trusted.
+        #[command(flatten)]
+        trust: TrustArgs,
+    },
     /// Offer a payload to machines over HTTP.
     Serve {
         /// The payload's directory.
@@ -300,6 +431,13 @@ pub(crate) struct ReleaseCreateArgs {
     /// Take nothing from this host: etcd, containerd, runc and CNI plugins must be in DIR too.
     #[arg(long)]
     pub no_host: bool,
+    /// Leave out kprov-node and kprov-operator, which are taken from DIR or from beside kprov. No upgrade to such a payload
+    /// renews kprov itself.
+    #[arg(long)]
+    pub without_kprov: bool,
+    /// Payload whose blobs are linked where this one has the same, instead of being written again; may be given more than once.
+    #[arg(long, value_name = "PAYLOAD")]
+    pub reuse: Vec<Utf8PathBuf>,
     /// Lowest version a cluster may be upgraded from to this one.
     #[arg(long, value_name = "VERSION")]
     pub minimum_from: Option<KubernetesVersion>,

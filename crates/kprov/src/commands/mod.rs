@@ -1,12 +1,17 @@
 //! One module for each command.
 
+mod access;
+mod control;
 mod down;
+mod etcd;
 mod kubeconfig;
 mod list;
+mod objects;
 mod plan;
 mod release;
 mod status;
 pub(crate) mod up;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -62,6 +67,11 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             Command::Down(args) => interruptible(&context, "down", down::run(&context, args)).await,
             Command::Plan(args) => plan::run(&context, args).await,
             Command::Status(args) => status::run(&context, args).await,
+            Command::Upgrade(args) => Box::pin(upgrade::run(&context, *args)).await,
+            Command::Pause(args) => control::pause(&context, &args, true).await,
+            Command::Resume(args) => control::pause(&context, &args, false).await,
+            Command::Rollback(args) => control::rollback(&context, args).await,
+            Command::Etcd(command) => etcd::run(&context, command).await,
             Command::List(args) => list::run(&context, args.output).await,
             Command::Kubeconfig(args) => kubeconfig::run(&context, &args),
             Command::Release(command) => release::run(&context, command).await,

@@ -10,7 +10,9 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::Context as Kprov;
-use crate::cli::{Output, ReleaseCommand, ReleaseCreateArgs, TrustArgs};
+use super::access::Access;
+use super::upgrade::{payloads, upload};
+use crate::cli::{AccessArgs, Output, ReleaseCommand, ReleaseCreateArgs, TrustArgs};
 use crate::failure::{OrHint as _, UserError};
 use crate::print;
 
@@ -22,6 +24,7 @@ pub(super) async fn run(context: &Kprov, command: ReleaseCommand) -> Result<()> 
         ReleaseCommand::Create(args) => make(context, args).await,
         ReleaseCommand::Verify { path, trust, output } => verify(context, &path, &trust, output.output).await,
         ReleaseCommand::Show { path, output } => show(&path, output.output),
+        ReleaseCommand::Push { path, access, trust } => push(context, &path, &access, &trust).await,
         ReleaseCommand::Serve { path, listen } => serve(context, &path, listen).await,
         ReleaseCommand::Keygen { out } => keygen(context, &out),
     }
@@ -48,6 +51,8 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
         sign_key,
         unsigned,
         no_host,
+        without_kprov,
+        reuse,
         minimum_from,
         advisory,
         download_site,
@@ -60,6 +65,10 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
         (false, Some(path)) => Some(load_key(&path)?),
         (false, None) => Some(own_key(context)?),
     };
+    // The programs that a cluster renews kprov with are those that came with this one.
+    let kprov_programs = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(Utf8Path::from_path(exe.parent()?)?.to_owned()));
     context
         .reporter
         .step("", &format!("make the payload of Kubernetes {version}"));
@@ -68,6 +77,9 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
         options.signing_key = signing_key;
         options.minimum_from = minimum_from;
         options.advisories = advisory;
+        options.kprov_programs = kprov_programs;
+        options.without_kprov = without_kprov;
+        options.reuse = reuse;
         if let Some(url) = download_site {
             options.download_site = url;
         }
@@ -87,6 +99,9 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
             signing_key,
             minimum_from,
             advisories: advisory,
+            kprov_programs,
+            without_kprov,
+            reuse,
         };
         tokio::task::spawn_blocking(move || create(&options))
             .await?
@@ -97,31 +112,54 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
 }
 
 async fn verify(context: &Kprov, path: &Utf8Path, trust: &TrustArgs, output: Output) -> Result<()> {
-    let (payload, signature) = verified(context, path, trust).await?;
+    let Trusted {
+        payload, signature, ..
+    } = verified(context, path, trust).await?;
     describe(output, &payload, Some(signature))
 }
 
-/// Opens a payload and checks its signature and every digest; the signature is described in words.
-pub(super) async fn verified(context: &Kprov, path: &Utf8Path, trust: &TrustArgs) -> Result<(Payload, String)> {
-    let payload = Payload::open(path).map_err(|e| hinted(e.hint(), e))?;
+/// Opens a payload; nothing is verified.
+pub(super) fn open(path: &Utf8Path) -> Result<Payload> {
+    Payload::open(path).map_err(|e| hinted(e.hint(), e))
+}
+
+/// A payload whose digests are good, and what its signature is worth.
+pub(super) struct Trusted {
+    /// The payload.
+    pub payload: Payload,
+    /// Its signature in words.
+    pub signature: String,
+    /// The trusted key it is signed by, id and PEM.
+    pub signer: Option<(String, String)>,
+}
+
+/// Opens a payload and checks its signature and every digest.
+pub(super) async fn verified(context: &Kprov, path: &Utf8Path, trust: &TrustArgs) -> Result<Trusted> {
+    let payload = open(path)?;
     let trusted = trusted_keys(context, trust)?;
     let options = VerifyOptions {
         allow_unsigned: trust.insecure_release,
     };
     tokio::task::spawn_blocking(move || {
         let verified = payload.verify(&trusted, options).map_err(|e| hinted(e.hint(), e))?;
-        let signature = match verified.signature {
-            Ok(key) => format!("signed by {key}"),
-            Err(problem) => format!("NOT trusted ({problem}); taken because of --insecure-release"),
+        let (signature, signer) = match verified.signature {
+            Ok(key) => (
+                format!("signed by {key}"),
+                trusted.get(&key).map(|public| (key.to_string(), public.to_pem())),
+            ),
+            Err(problem) => (format!("NOT trusted ({problem}); taken because of --insecure-release"), None),
         };
-        Ok((payload, signature))
+        Ok(Trusted {
+            payload,
+            signature,
+            signer,
+        })
     })
     .await?
 }
 
 fn show(path: &Utf8Path, output: Output) -> Result<()> {
-    let payload = Payload::open(path).map_err(|e| hinted(e.hint(), e))?;
-    describe(output, &payload, None)
+    describe(output, &open(path)?, None)
 }
 
 fn describe(output: Output, payload: &Payload, signature: Option<String>) -> Result<()> {
@@ -182,6 +220,18 @@ fn human(shown: &Shown<'_>) -> String {
 
 fn short(hex: &str) -> String {
     hex.chars().take(16).collect()
+}
+
+async fn push(context: &Kprov, path: &Utf8Path, access: &AccessArgs, trust: &TrustArgs) -> Result<()> {
+    let access = Access::open(context, access).await?;
+    context.reporter.step("", "verify the release payload");
+    let at_hand = payloads::verify(context, trust, path).await?;
+    let release = upload::push(&access, &context.reporter, &at_hand).await?;
+    context.reporter.done("");
+    print::raw(&format!(
+        "cluster `{}` knows Kubernetes {} now; `kprov upgrade --to {}` changes to it\n",
+        access.name, release.version, release.version
+    ))
 }
 
 async fn serve(context: &Kprov, path: &Utf8Path, listen: std::net::SocketAddr) -> Result<()> {

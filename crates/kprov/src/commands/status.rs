@@ -5,24 +5,26 @@ use std::time::Duration;
 use anyhow::Result;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::Node;
+use kprov_types::api::{VERSION_UPDATE, VersionUpdateSpec, VersionUpdateStatus, condition};
 use kprov_types::machine::{Machine, MachineState, Network};
-use kprov_types::{ClusterName, KubernetesVersion, cluster};
+use kprov_types::{KubernetesVersion, cluster};
 use kube::api::ListParams;
 use kube::{Api, Client};
 use serde::Serialize;
 
-use super::Context;
+use super::access::Access;
+use super::{Context, objects};
 use crate::cli::StatusArgs;
 use crate::failure::UserError;
-use crate::home::ClusterHome;
 use crate::print;
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
     schema_version: u32,
-    name: ClusterName,
-    provider: cluster::Provider,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<cluster::Provider>,
     #[serde(skip_serializing_if = "Option::is_none")]
     started_with: Option<KubernetesVersion>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +64,16 @@ struct ApiStatus {
     version: Option<String>,
     nodes: Vec<NodeStatus>,
     components: Vec<ComponentStatus>,
+    /// What is asked for, and what the operator tells of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version_update: Option<UpdateStatus>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct UpdateStatus {
+    spec: VersionUpdateSpec,
+    status: VersionUpdateStatus,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,7 +93,22 @@ struct ComponentStatus {
 }
 
 pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<()> {
-    let home = context.home.pick(args.name.name.as_ref())?;
+    let StatusArgs { access, output } = args;
+    let by_name = access.kubeconfig.is_none() && access.context.is_none();
+    if !by_name || (crate::is_kubectl_plugin() && access.name.is_none()) {
+        let access = Access::open(context, &access).await?;
+        let status = Status {
+            schema_version: 1,
+            name: access.name.clone(),
+            provider: None,
+            started_with: None,
+            network: None,
+            machines: Vec::new(),
+            api: api(Ok(access.client)).await,
+        };
+        return print::result(output.output, &status, human);
+    }
+    let home = context.home.pick(access.name.as_ref())?;
     let record = home.record()?;
     let provider_name = record
         .as_ref()
@@ -94,14 +121,14 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<()> {
     }
     let status = Status {
         schema_version: 1,
-        name: home.name.clone(),
-        provider: provider_name,
+        name: home.name.to_string(),
+        provider: Some(provider_name),
         started_with: record.map(|r| r.kubernetes),
         network: observed.network.as_ref().map(network),
         machines: observed.machines.iter().map(machine).collect(),
-        api: api(&home).await,
+        api: api(super::client(&home.kubeconfig()).await).await,
     };
-    print::result(args.output.output, &status, human)
+    print::result(output.output, &status, human)
 }
 
 fn network(network: &Network) -> NetworkStatus {
@@ -145,8 +172,9 @@ fn machine(machine: &Machine) -> MachineStatus {
 }
 
 /// What the API tells; an API that can't be asked is part of the answer, not an error.
-async fn api(home: &ClusterHome) -> ApiStatus {
-    match tokio::time::timeout(Duration::from_secs(5), ask(home)).await {
+async fn api(client: Result<Client>) -> ApiStatus {
+    let asked = async { ask(client?).await };
+    match tokio::time::timeout(Duration::from_secs(5), asked).await {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => ApiStatus {
             why_not: Some(format!("{error:#}")),
@@ -159,8 +187,7 @@ async fn api(home: &ClusterHome) -> ApiStatus {
     }
 }
 
-async fn ask(home: &ClusterHome) -> Result<ApiStatus> {
-    let client = super::client(&home.kubeconfig()).await?;
+async fn ask(client: Client) -> Result<ApiStatus> {
     let version = client.apiserver_version().await?.git_version;
     let all = ListParams::default();
     let nodes = Api::<Node>::all(client.clone()).list(&all).await?;
@@ -169,7 +196,17 @@ async fn ask(home: &ClusterHome) -> Result<ApiStatus> {
         why_not: None,
         version: Some(version),
         nodes: nodes.items.iter().map(node).collect(),
-        components: components(client).await?,
+        components: components(client.clone()).await?,
+        // A cluster without the operator has none.
+        version_update: objects::version_updates(&client)
+            .get_opt(VERSION_UPDATE)
+            .await
+            .ok()
+            .flatten()
+            .map(|update| UpdateStatus {
+                status: objects::status_of(&update),
+                spec: update.spec,
+            }),
     })
 }
 
@@ -221,7 +258,10 @@ fn human(status: &Status) -> String {
         machines,
         api,
     } = status;
-    let mut text = format!("cluster `{name}` on provider `{provider}`");
+    let mut text = format!("cluster `{name}`");
+    if let Some(provider) = provider {
+        let _ = write!(text, " on provider `{provider}`");
+    }
     if let Some(version) = started_with {
         let _ = write!(text, ", started with Kubernetes {version}");
     }
@@ -235,18 +275,20 @@ fn human(status: &Status) -> String {
         let _ = writeln!(text, "network {}, API at {}{state}", network.cidr, network.endpoint);
     }
     text.push('\n');
-    text.push_str(&print::table(
-        &["machine", "role", "address", "state"],
-        machines.iter().map(|m| {
-            vec![
-                m.name.clone(),
-                m.role.clone(),
-                m.address.clone().unwrap_or_default(),
-                m.state.clone(),
-            ]
-        }),
-    ));
-    text.push('\n');
+    if !machines.is_empty() {
+        text.push_str(&print::table(
+            &["machine", "role", "address", "state"],
+            machines.iter().map(|m| {
+                vec![
+                    m.name.clone(),
+                    m.role.clone(),
+                    m.address.clone().unwrap_or_default(),
+                    m.state.clone(),
+                ]
+            }),
+        ));
+        text.push('\n');
+    }
     if let Some(why) = &api.why_not {
         let _ = writeln!(text, "the API can't be asked: {why}");
         return text;
@@ -273,6 +315,50 @@ fn human(status: &Status) -> String {
     ));
     if let Some(version) = &api.version {
         let _ = write!(text, "\nthe API serves Kubernetes {version}\n");
+    }
+    if let Some(update) = &api.version_update {
+        text.push_str(&upgrade(update));
+    }
+    text
+}
+
+/// How the cluster stands towards the version that is asked for.
+fn upgrade(update: &UpdateStatus) -> String {
+    use std::fmt::Write as _;
+    let UpdateStatus { spec, status } = update;
+    let unknown = || "unknown".to_owned();
+    let mut text = format!(
+        "version {}, asked for {}: {}",
+        status.current_version.clone().unwrap_or_else(unknown),
+        spec.desired_version,
+        if status.phase.is_empty() { "waiting for the operator" } else { &status.phase }
+    );
+    if !status.message.is_empty() {
+        let _ = write!(text, " ({})", status.message);
+    }
+    text.push('\n');
+    for step in &status.steps {
+        let _ = writeln!(text, "  ▸ {} (since {})", step.message, step.since.strftime("%H:%M:%SZ"));
+    }
+    for waiting in &status.waiting {
+        let _ = writeln!(text, "  … waits for {}", waiting.message);
+    }
+    for finding in &status.findings {
+        let symbol = if finding.blocks { "✘" } else { "!" };
+        let _ = writeln!(text, "  {symbol} {}: {}\n      {}", finding.name, finding.message, finding.hint);
+    }
+    if let Some(failure) = &status.failure {
+        let _ = writeln!(
+            text,
+            "  ✘ {} failed: {} `{}` {}",
+            failure.release, failure.component, failure.instance, failure.message
+        );
+        for line in &failure.log {
+            let _ = writeln!(text, "      {line}");
+        }
+    }
+    for condition in status.conditions.iter().filter(|c| c.kind == condition::DEGRADED && c.status == "True") {
+        let _ = writeln!(text, "  ✘ {}", condition.message);
     }
     text
 }

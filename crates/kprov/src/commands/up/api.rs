@@ -5,17 +5,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
-use kprov_bootstrap::manifests::{JoinGrant, self_hosted};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kprov_bootstrap::manifests::{
+    JoinGrant, Manifest, NAMESPACE, Policy, SETTINGS_CONFIG_MAP, SETTINGS_KEY, self_hosted,
+};
 use kprov_bootstrap::pivot::{self, Expectation, PivotState, Waiting};
 use kprov_bootstrap::{apply, pki};
+use kprov_types::api::{GROUP, VERSION, VERSION_UPDATE};
 use kprov_types::machine::Observed;
 use kprov_types::node::ControlPlaneSettings;
+use kprov_types::release::ImageComponent;
 use kprov_types::{MachineName, Role, ports};
-use kube::Client;
+use kube::{Api, Client};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Prepared, machines, prepare};
+use crate::commands::upgrade::upload;
 use crate::commands::{Context as Kprov, client_from};
 use crate::home::Secrets;
 use crate::progress::Reporter;
@@ -63,7 +70,15 @@ async fn take_over(
         token: secrets.join_token.clone(),
         expires: now.checked_add(JOIN_LIFE)?,
     };
-    let manifests = self_hosted(settings, ports::FIRST_REVISION, Some(&join))?;
+    // A cluster that has been upgraded since is what it has become, not what this host remembers.
+    let settings = &live(&client, settings).await?;
+    let mut manifests = self_hosted(settings, ports::FIRST_REVISION, Some(&join))?;
+    let upgradable = settings.release.image(ImageComponent::KprovOperator).is_some();
+    if upgradable {
+        manifests.extend(upgrade_objects(prepared)?);
+    } else {
+        reporter.note("warning: the payload has no `kprov-operator`, so `kprov upgrade` will not work on this cluster");
+    }
     apply::apply(&client, &manifests, Instant::now() + NEVER, |progress| match progress {
         apply::Progress::Done(object, outcome) => tracing::info!("{object}: {outcome:?}"),
         apply::Progress::Retrying(object, failure) => {
@@ -71,6 +86,11 @@ async fn take_over(
         }
     })
     .await?;
+    if upgradable {
+        upload::trust(&client, &prepared.at_hand)
+            .await
+            .context("the key that the payload is signed by can't be written down")?;
+    }
 
     reporter.step("", "wait until the self-hosted control plane has taken over");
     let workers = prepared
@@ -90,6 +110,39 @@ async fn take_over(
     })
     .await
     .context("the control plane did not become self-hosted")
+}
+
+/// The settings with the release that the cluster runs now.
+async fn live(client: &Client, settings: &ControlPlaneSettings) -> Result<ControlPlaneSettings> {
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
+    let map = maps.get_opt(SETTINGS_CONFIG_MAP).await.context("the cluster's settings can't be read")?;
+    let Some(text) = map.and_then(|map| map.data?.remove(SETTINGS_KEY)) else {
+        return Ok(settings.clone());
+    };
+    let live: ControlPlaneSettings = serde_json::from_str(&text)
+        .with_context(|| format!("the ConfigMap `{NAMESPACE}/{SETTINGS_CONFIG_MAP}` is damaged"))?;
+    Ok(ControlPlaneSettings {
+        kubernetes: live.kubernetes,
+        release: live.release,
+        release_digest: live.release_digest,
+        ..settings.clone()
+    })
+}
+
+/// What the operator starts from: the release that the cluster begins with, and the wish to run it. People own both from then
+/// on.
+fn upgrade_objects(prepared: &Prepared) -> Result<[Manifest; 2]> {
+    let release = serde_json::to_value(upload::release_object(&prepared.at_hand)?)?;
+    let update = json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "VersionUpdate",
+        "metadata": { "name": VERSION_UPDATE },
+        "spec": { "desiredVersion": prepared.payload.release().kubernetes },
+    });
+    Ok([release, update].map(|object| Manifest {
+        object,
+        policy: Policy::Create,
+    }))
 }
 
 /// Whether an API server answers with everything it needs in place.

@@ -16,7 +16,7 @@ use kprov_types::node::{ControlPlaneSettings, KeyPairPem, Member, NodeNetwork};
 use kprov_types::{MachineName, Role, ports};
 
 use super::super::Context;
-use super::super::release::verified;
+use super::super::upgrade::payloads::{self, AtHand};
 use crate::cli::{ClusterArgs, TrustArgs};
 use crate::config;
 use crate::failure::UserError;
@@ -30,6 +30,8 @@ pub(crate) struct Prepared {
     pub spec: ClusterSpec,
     /// The payload, verified.
     pub payload: Payload,
+    /// The same, with whose word it is taken on.
+    pub at_hand: AtHand,
     /// Where the machines are made.
     pub provider: Box<dyn Provider>,
     /// Where the cluster's secrets are.
@@ -84,12 +86,8 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
             UserError::new("no release payload named")
                 .hint("give one with `--release DIR`; `kprov release create` makes one from Kubernetes binaries")
         })?;
-    let (payload, signature) = verified(context, &path, trust).await?;
-    if trust.insecure_release {
-        context
-            .reporter
-            .note(&format!("warning: the payload `{path}` is {signature}"));
-    }
+    let at_hand = payloads::verify(context, trust, &path).await?;
+    let payload = at_hand.payload.clone();
     let version = &payload.release().kubernetes;
     if let Some(record) = &record {
         check_unchanged(record, &spec, &payload)?;
@@ -142,6 +140,7 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
         file,
         spec,
         payload,
+        at_hand,
         provider,
         home,
     })
@@ -173,7 +172,7 @@ fn check_unchanged(record: &Record, spec: &ClusterSpec, payload: &Payload) -> Re
             spec.name, record.kubernetes
         ))
         .hint(format!(
-            "run `up` with {}, or make a cluster of another name",
+            "`kprov upgrade --to {other}` changes the version; run `up` with the payload of {}",
             record.kubernetes
         ))
         .into());
@@ -333,6 +332,7 @@ pub(super) fn settings(prepared: &Prepared, observed: &Observed, network: &Netwo
         endpoint: network.endpoint.clone(),
         network: node_network(spec),
         members,
+        release_digest: payload.digest(),
         etcd_exists: prepared.complete,
     })
 }
