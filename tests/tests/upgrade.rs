@@ -31,7 +31,7 @@ fn one_machine_upgrades() -> Result<()> {
             let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
             ensure!(out.status.success(), "{}\n{text}", diagnosis(&kubectl));
             eprintln!("{}", String::from_utf8_lossy(&out.stdout));
-            at(&cluster, &kubectl, last, 1, 0, chain.len() - 1)?;
+            at(&cluster, &kubectl, last, 1, 0, hops(first, last))?;
 
             // Again: there is nothing to do.
             let start = Instant::now();
@@ -77,7 +77,7 @@ fn three_and_two_upgrade() -> Result<()> {
             String::from_utf8_lossy(&out.stderr)
         );
         paused?;
-        at(&cluster, &kubectl, last, 3, 2, chain.len() - 1)?;
+        at(&cluster, &kubectl, last, 3, 2, hops(first, last))?;
         cluster.down()?;
     }
     Traces::nothing_left(&before)
@@ -94,8 +94,9 @@ fn bad_releases_undo_themselves() -> Result<()> {
         let cluster = Cluster::new("e2e-bad")?;
         cluster.up(first, 1, 0)?;
         let kubectl = cluster.kubectl(first)?;
-        let all = broken()?;
-        ensure!(!all.is_empty(), "no broken payload is under test");
+        let mut all = broken()?;
+        all.retain(|bad| bad.payload.version == good.version);
+        ensure!(!all.is_empty(), "no broken payload of {} is under test", good.version);
         for bad in all {
             let clients = Clients::start(&cluster, Vec::new())?;
             let start = Instant::now();
@@ -162,7 +163,7 @@ fn operator_is_killed() -> Result<()> {
         ensure!(kills >= 5, "the operator was killed {kills} times only");
         eprintln!("operator killed {kills} times");
         ensure!(out.0, "{}\n{}", diagnosis(&kubectl), out.1);
-        at(&cluster, &kubectl, last, 1, 0, chain.len() - 1)?;
+        at(&cluster, &kubectl, last, 1, 0, hops(first, last))?;
         cluster.down()?;
     }
     Traces::nothing_left(&before)
@@ -189,6 +190,11 @@ fn kill_operator() -> Result<bool> {
 
 fn ends(chain: &[Payload]) -> Result<(&Payload, &Payload)> {
     Ok((chain.first().context("no chain")?, chain.last().context("no chain")?))
+}
+
+/// How many hops lead from one version to another: one for each minor, and one within a minor.
+fn hops(from: &Payload, to: &Payload) -> usize {
+    (to.minor().saturating_sub(from.minor()) as usize).max(1)
 }
 
 /// Clients outside the machines, all through an upgrade: new TLS connections to the API, a long watch, and where there is one a
@@ -275,7 +281,7 @@ fn refuses_what_cannot_be(cluster: &Cluster, kubectl: &Kubectl, chain: &[Payload
     for (to, word) in [
         ("banana", "is not a Kubernetes version"),
         ("1.36", "is not a Kubernetes version"),
-        (older.as_str(), if minor > 20 { "behind" } else { "not supported" }),
+        (older.as_str(), "behind"),
         (far.as_str(), "no release"),
     ] {
         let out = cluster.upgrade_command(&[], to).output()?;

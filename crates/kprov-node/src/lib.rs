@@ -2,11 +2,12 @@
 //! network, and on control-plane machines etcd's membership and the standby control plane.
 //!
 //! kprov-node takes its first-boot configuration from [`kprov_types::node::NODE_CONFIG_PATH`], and a control-plane machine the
-//! rest from `kprov up` by its setup endpoint. From then on it needs nobody: it starts again from what is on disk.
+//! rest from `kprov up` by its setup endpoint. From then on it needs nobody: it starts again from what is on disk. What should be
+//! another way it is told by its Machine object in the API, which the operator writes ([`machine`]).
 //!
 //! It must never run a file that it has not verified, put etcd's quorum at risk, take kubelet's word for whether a
 //! control plane runs, or hold a secret longer than it is needed. Start reading at [`node`], the order of everything;
-//! decisions are pure functions of what was seen: [`standby`], [`etcd`], [`csr`].
+//! decisions are pure functions of what was seen: [`machine::decide`], [`standby`], [`etcd`], [`csr`].
 
 pub mod api;
 pub mod config;

@@ -70,7 +70,8 @@ struct Node {
 pub enum End {
     /// It was asked to stop.
     Stopped,
-    /// This process is to become another kprov-node, which finds the front's connections where [`Handover::take`] looks.
+    /// This process is to become another kprov-node, which finds the front's connections where
+    /// [`kprov_front::Handover::take`] looks.
     Replace(Utf8PathBuf),
 }
 

@@ -63,17 +63,17 @@ pub fn router(health: Health, metrics: Arc<Metrics>) -> Router {
     Router::new()
         .route(
             "/healthz",
-            get(move || answer(alive.is_alive(), "the loop stands still")),
+            get(async move || answer(alive.is_alive(), "the loop stands still")),
         )
         .route(
             "/readyz",
-            get(move || answer(health.is_ready(), "the API has not been read yet")),
+            get(async move || answer(health.is_ready(), "the API has not been read yet")),
         )
         .route("/metrics", get(render))
         .with_state(metrics)
 }
 
-async fn answer(good: bool, why: &'static str) -> (StatusCode, &'static str) {
+fn answer(good: bool, why: &'static str) -> (StatusCode, &'static str) {
     if good {
         (StatusCode::OK, "ok")
     } else {

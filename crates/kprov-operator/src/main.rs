@@ -9,7 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-#[tokio::main]
+// It waits nearly all the time; each thread would keep memory of its own.
+#[tokio::main(worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let filter = EnvFilter::builder()

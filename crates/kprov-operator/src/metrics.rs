@@ -256,9 +256,7 @@ impl Metrics {
             let goes_on = planned.contains_key(id.as_str());
             if !goes_on {
                 let duration = now.duration_since(*since).as_secs_f64();
-                self.step_duration
-                    .get_or_create(&StepLabel { step: *step })
-                    .observe(duration);
+                self.step_duration.get_or_create(&StepLabel { step }).observe(duration);
             }
             goes_on
         });
@@ -295,5 +293,97 @@ impl Metrics {
 
     fn under_way(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (&'static str, Instant)>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use jiff::Timestamp;
+    use kprov_types::Digest;
+    use kprov_types::api::{ReleaseRef, UpdatePolicy};
+    use kprov_upgrade::model::{Observed, Wanted, Workload};
+    use kprov_upgrade::plan::{Step, Waiting};
+
+    use super::*;
+
+    fn release() -> ReleaseRef {
+        ReleaseRef {
+            version: "1.36.3".parse().unwrap(),
+            digest: Digest::from_bytes([1; 32]),
+        }
+    }
+
+    fn input() -> Input {
+        Input {
+            wanted: Wanted {
+                desired: "1.36.3".into(),
+                paused: false,
+                policy: UpdatePolicy::default(),
+                force: BTreeSet::new(),
+                attempt: 0,
+            },
+            observed: Observed {
+                current: release(),
+                hop_started: None,
+                failure: None,
+                releases: Vec::new(),
+                workloads: BTreeMap::new(),
+                machines: BTreeMap::new(),
+                findings: None,
+            },
+            now: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn plan(state: State, waiting: Vec<Waiting>, running: Vec<Step>) -> Plan {
+        Plan {
+            state,
+            hops: vec![release()],
+            steps: Vec::new(),
+            running,
+            waiting,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tells_of_the_cluster_as_long_as_it_leads() {
+        let metrics = Metrics::default();
+        metrics.lead(true);
+        let step = Step {
+            id: "1.36.3/roll/kube-scheduler".into(),
+            message: String::new(),
+            action: Action::Begin { release: release() },
+        };
+        let waiting = |workload| Waiting::NoWorkload { workload };
+        let all = vec![waiting(Workload::Proxy), waiting(Workload::Dns)];
+        metrics.plan(&input(), &plan(State::Upgrading, all, vec![step]));
+        let has = |sample: &str| metrics.render().lines().any(|line| line == sample);
+        for sample in [
+            "kprov_leader 1",
+            "kprov_upgrade_state{state=\"upgrading\"} 1",
+            "kprov_upgrade_state{state=\"idle\"} 0",
+            "kprov_upgrade_hops_left 1",
+            "kprov_upgrade_waiting{reason=\"NoWorkload\"} 2",
+            "kprov_upgrade_steps{step=\"begin\"} 1",
+        ] {
+            assert!(has(sample), "{sample} is missing in {}", metrics.render());
+        }
+        assert!(!metrics.render().contains("kprov_step_duration_seconds_count"));
+        tokio::time::advance(Duration::from_secs(4)).await;
+        metrics.plan(&input(), &plan(State::Idle, Vec::new(), Vec::new()));
+        assert!(
+            has("kprov_step_duration_seconds_sum{step=\"begin\"} 4.0"),
+            "{}",
+            metrics.render()
+        );
+        assert!(has("kprov_upgrade_state{state=\"idle\"} 1") && has("kprov_upgrade_state{state=\"upgrading\"} 0"));
+        assert!(!metrics.render().contains("kprov_upgrade_waiting{"));
+        metrics.lead(false);
+        assert!(has("kprov_leader 0") && has("kprov_upgrade_hops_left 0"));
+        assert!(!metrics.render().contains("kprov_upgrade_state{"));
+        // What was counted stays counted.
+        assert!(has("kprov_step_duration_seconds_count{step=\"begin\"} 1"));
     }
 }

@@ -1,5 +1,6 @@
 //! The operator's life: it stands for election, and while it leads makes one pass after the other.
 
+use std::error::Error;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::metrics::{Metrics, action_name};
 use crate::options::Options;
 
 /// A pass is made at least so often while something is under way: deadlines come without any change of the cluster.
-const BUSY: Duration = Duration::from_secs(2);
+const BUSY: Duration = Duration::from_secs(1);
 /// And so often when nothing is.
 const IDLE: Duration = Duration::from_secs(30);
 /// Two passes are no closer than this: changes come in swarms.
@@ -69,8 +70,10 @@ pub enum OperateError {
 /// # Errors
 ///
 /// The operator can't begin. Once it has, whatever goes wrong is tried again.
-pub async fn operate(config: Config, options: &Options, stop: CancellationToken) -> Result<(), OperateError> {
+pub async fn operate(mut config: Config, options: &Options, stop: CancellationToken) -> Result<(), OperateError> {
     let terms = options.terms()?;
+    // Every pass is a try of its own; 429 is how the API refuses an eviction.
+    config.default_retry = false;
     let client = Client::try_from(config.clone()).map_err(|error| OperateError::Client(Box::new(error)))?;
     let listener = TcpListener::bind(options.listen)
         .await
@@ -165,7 +168,7 @@ struct Failing {
 }
 
 impl Failing {
-    fn failed(&mut self, what: &'static str, error: &dyn std::error::Error) {
+    fn failed(&mut self, what: &'static str, error: &dyn Error) {
         let text = chain(error);
         if self.told.as_ref() == Some(&text) {
             tracing::debug!(error = text, "still can't {what}");
@@ -203,6 +206,15 @@ impl Operator {
                 }
                 continue;
             }
+            // What isn't read yet would look like nothing there.
+            let synced = tokio::select! {
+                () = self.cluster.synced() => true,
+                () = sleep(STANDBY) => false,
+                () = stop.cancelled() => false,
+            };
+            if !synced {
+                continue;
+            }
             let pause = tokio::select! {
                 pause = self.turn() => pause,
                 () = over(stop) => break,
@@ -225,13 +237,14 @@ impl Operator {
         let span = tracing::info_span!("pass");
         async {
             let begun = Instant::now();
-            let ensured = self.cluster.ensure().await;
             let watched = Watched {
                 cluster: &*self.cluster,
                 metrics: &self.metrics,
                 hop: OnceLock::new(),
             };
             let result = pass(&watched).await;
+            // After it: what changes from the pass's picture on leads to another turn, and so is seen by one or the other.
+            let ensured = self.cluster.ensure().await;
             let defined = match &result {
                 Ok(Pass::Planned(planned)) => self.define(&planned.input).await,
                 _ => Ok(()),
@@ -242,19 +255,20 @@ impl Operator {
                 Ok(_) => ("done", IDLE),
                 Err(_) => ("failed", BUSY),
             };
-            let failed = match (&ensured, &result, &defined) {
-                (Err(ClusterError::NotLeading), ..) => None,
-                (Err(error), ..) => Some(self.failing.failed("keep what always has to be there", error)),
-                (_, Err(error), _) if is_over(error) => None,
-                (_, Err(error), _) => Some(self.failing.failed("make a pass", error)),
-                (.., Err(error)) => Some(self.failing.failed("bring the definitions up to date", error)),
-                (Ok(()), Ok(_), Ok(())) => {
-                    self.failing.passed();
-                    None
+            let failure: Option<(&'static str, &dyn Error)> = match (&ensured, &result, &defined) {
+                (_, Err(error), _) if !is_over(error) => Some(("make a pass", error)),
+                (Err(error), ..) if !matches!(error, ClusterError::NotLeading) => {
+                    Some(("keep what always has to be there", error))
                 }
+                (.., Err(error)) => Some(("bring the definitions up to date", error)),
+                _ => None,
             };
+            match failure {
+                Some((what, error)) => self.failing.failed(what, error),
+                None => self.failing.passed(),
+            }
             self.metrics
-                .pass(failed.map_or(outcome, |()| "failed"), begun.elapsed());
+                .pass(failure.map_or(outcome, |_| "failed"), begun.elapsed());
             pause.max(self.failing.pause)
         }
         .instrument(span)

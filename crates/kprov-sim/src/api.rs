@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use kprov_types::MachineName;
-use kprov_types::api::ReleaseRef;
-use kprov_upgrade::model::{Action, Input, Workload};
+use kprov_upgrade::model::{Action, Input};
 use kprov_upgrade::plan::Plan;
 use kprov_upgrade::{Cluster, ClusterError, Outcome};
 
+use crate::changes::words;
+use crate::objects::{Operator, Orders};
 use crate::picture::compose;
 use crate::script::{Fault, Millis, SECOND};
-use crate::world::{Event, Operator, Orders, Template, World, has_revisions, note, surges, timestamp};
+use crate::world::{Event, World, note, timestamp};
 
 /// The world, shared between the one who runs it and the operators in it; never by two threads.
 #[derive(Clone)]
@@ -55,16 +56,18 @@ enum Mishap {
 pub(crate) struct Calls {
     sent: u64,
     next: u64,
-    calls: BTreeMap<u64, Call>,
+    pending: BTreeMap<u64, Call>,
 }
 
 impl Calls {
     pub(crate) fn has_any(&self, caller: Operator) -> bool {
-        self.calls.values().any(|call| call.caller == caller && call.effect.is_some())
+        self.pending
+            .values()
+            .any(|call| call.caller == caller && call.effect.is_some())
     }
 
     pub(crate) fn reply(&mut self, id: u64) {
-        if let Some(call) = self.calls.get_mut(&id) {
+        if let Some(call) = self.pending.get_mut(&id) {
             call.replied = true;
             if let Some(waker) = call.waker.take() {
                 waker.wake();
@@ -111,14 +114,16 @@ impl World {
             replied: false,
             waker: None,
         };
-        self.calls.calls.insert(self.calls.next, call);
+        self.calls.pending.insert(self.calls.next, call);
         self.calls.next
     }
 
     /// A call reaches the API, or finds none.
     pub(crate) fn arrive(&mut self, id: u64) {
         let answers = self.answers();
-        let Some(call) = self.calls.calls.get_mut(&id) else { return };
+        let Some(call) = self.calls.pending.get_mut(&id) else {
+            return;
+        };
         let (effect, mishap) = (call.effect.take(), call.mishap);
         let lost = !answers || mishap == Some(Mishap::LoseReply);
         if let Some(effect) = effect.filter(|_| answers && mishap != Some(Mishap::Refuse)) {
@@ -141,7 +146,7 @@ impl<T> Future for Sending<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut world = self.shared.lock();
-        let Some(call) = world.calls.calls.get_mut(&self.id) else {
+        let Some(call) = world.calls.pending.get_mut(&self.id) else {
             return Poll::Ready(Err(lost()));
         };
         if !call.replied {
@@ -164,11 +169,11 @@ impl<T> Drop for Sending<T> {
     /// Whoever waited is gone; what was sent goes on its way.
     fn drop(&mut self) {
         let mut world = self.shared.lock();
-        if let Some(call) = world.calls.calls.get_mut(&self.id) {
+        if let Some(call) = world.calls.pending.get_mut(&self.id) {
             call.waker = None;
             // What waits for nothing of the API, or has been answered, is over.
             if call.effect.is_none() {
-                world.calls.calls.remove(&self.id);
+                world.calls.pending.remove(&self.id);
             }
         }
     }
@@ -241,7 +246,10 @@ impl SimCluster {
     /// For how long this operator believes to hold the Lease.
     pub(crate) fn leading_for(&self) -> Millis {
         let world = self.shared.lock();
-        world.leading_until.get(&self.me).map_or(0, |until| until.saturating_sub(world.now))
+        world
+            .leading_until
+            .get(&self.me)
+            .map_or(0, |until| until.saturating_sub(world.now))
     }
 
     /// Waits for a while.
@@ -289,6 +297,10 @@ impl SimCluster {
         self.shared.lock().violate("plan", |_| words.join("; "));
     }
 
+    pub(crate) fn now(&self) -> Millis {
+        self.shared.lock().now
+    }
+
     /// Which state of the API's store this is.
     pub(crate) fn version(&self) -> u64 {
         self.shared.lock().version
@@ -301,7 +313,9 @@ impl SimCluster {
     {
         let name = machine.clone();
         self.write(Some(action), move |world| {
-            let Some(index) = world.machine(&name) else { return Outcome::Stale };
+            let Some(index) = world.machine(&name) else {
+                return Outcome::Stale;
+            };
             let mut orders = world.machines[index].spec.clone();
             let outcome = change(world, index, &mut orders);
             if outcome == Outcome::Done && orders != world.machines[index].spec {
@@ -388,7 +402,11 @@ impl Cluster for SimCluster {
                 })
                 .await
             }
-            Action::Standby { machine, release, serve } => {
+            Action::Standby {
+                machine,
+                release,
+                serve,
+            } => {
                 let (release, serve) = (release.clone(), *serve);
                 self.order(action, machine, move |world, _, orders| {
                     orders.standby = world.release(&release).map(|release| (release, serve));
@@ -407,7 +425,10 @@ impl Cluster for SimCluster {
             Action::Run { machine, from, to } => {
                 let (from, to) = (from.clone(), to.clone());
                 self.order(action, machine, move |world, index, orders| {
-                    let running = world.machines[index].status.running.map(|release| world.reference(release));
+                    let running = world.machines[index]
+                        .status
+                        .running
+                        .map(|release| world.reference(release));
                     let limit = Millis::from(world.update.policy.health_timeout_seconds) * SECOND;
                     match world.release(&to) {
                         Some(to) if running == from => {
@@ -461,151 +482,5 @@ impl Cluster for SimCluster {
         })
         .await?;
         Ok(())
-    }
-}
-
-/// An action in words, for the trace.
-fn words(action: &Action) -> String {
-    match action {
-        Action::Begin { release } => format!("begin {release}"),
-        Action::Stage { release, machines } => format!("stage {release} on {} machines", machines.len()),
-        Action::Snapshot { machine, name } => format!("snapshot {name} on {machine}"),
-        Action::Roll { workload, from, to } => format!("roll {} from {from} to {to}", workload.as_str()),
-        Action::RollBack { workload, from, to } => format!("roll {} back from {from} to {to}", workload.as_str()),
-        Action::Standby { machine, release, serve } => format!("standby of {machine}: {release}, serve: {serve}"),
-        Action::Replace { pod, machine, .. } => format!("replace {pod} on {machine}"),
-        Action::Etcd { machine, to } => format!("etcd of {machine}: {to}"),
-        Action::Cordon { machine } => format!("cordon {machine}"),
-        Action::Drain { machine, force } => format!("drain {machine}, force: {force}"),
-        Action::Run { machine, from: Some(from), to } => format!("run {to} on {machine}, from {from}"),
-        Action::Run { machine, from: None, to } => format!("run {to} on {machine}"),
-        Action::Uncordon { machine } => format!("uncordon {machine}"),
-        Action::Fail { failure } => {
-            let how = if failure.halted { "halted" } else { "to go back" };
-            format!("{} failed, {how}: {} {}: {}", failure.release, failure.component, failure.instance, failure.message)
-        }
-        Action::Reverted { release } => format!("{release} is gone"),
-        Action::Finish { release } => format!("finish {release}"),
-    }
-}
-
-/// Changes that are one write each.
-impl World {
-    fn simple(&mut self, action: &Action) -> Outcome {
-        let now = self.now;
-        match action {
-            Action::Begin { release } => {
-                let Some(release) = self.release(release) else { return Outcome::Stale };
-                if self.update.hop.is_none_or(|(begun, _)| begun != release) {
-                    self.update.hop = Some((release, now));
-                    self.update.failure = None;
-                }
-                Outcome::Done
-            }
-            Action::Reverted { release } => {
-                self.update.hop = None;
-                if let Some(failure) = self.update.failure.as_mut().filter(|failure| failure.release == *release) {
-                    failure.reverted = true;
-                }
-                Outcome::Done
-            }
-            Action::Roll { workload, from, to } => self.roll(*workload, from, to),
-            Action::RollBack { workload, from, to } => self.roll_back(*workload, from, to),
-            Action::Replace { workload, pod, .. } => {
-                let id = pod.strip_prefix(workload.as_str()).and_then(|id| id.strip_prefix('-')).and_then(|id| id.parse().ok());
-                match id {
-                    Some(id) if self.pods.contains_key(&id) => {
-                        self.delete_pod(id);
-                        Outcome::Done
-                    }
-                    _ => Outcome::Stale,
-                }
-            }
-            Action::Cordon { machine } => self.cordon(machine),
-            Action::Uncordon { machine } => self.uncordon(machine),
-            _ => Outcome::Stale,
-        }
-    }
-
-    fn finish(&mut self, release: &ReleaseRef) -> Outcome {
-        let Some(release) = self.release(release) else { return Outcome::Stale };
-        self.update.current = release;
-        self.update.hop = None;
-        self.update.failure = None;
-        Outcome::Done
-    }
-
-    /// A fresh template: of a workload with revisions one that never was, of others the one that its release has.
-    fn roll(&mut self, workload: Workload, from: &ReleaseRef, to: &ReleaseRef) -> Outcome {
-        let (Some(from), Some(to)) = (self.release(from), self.release(to)) else { return Outcome::Stale };
-        let Some(object) = self.objects.get(&workload) else { return Outcome::Stale };
-        if object.template.release == to {
-            return Outcome::Done;
-        }
-        if object.template.release != from {
-            return Outcome::Stale;
-        }
-        let known = object.history.iter().find(|template| template.release == to && !has_revisions(workload)).copied();
-        let highest = self.objects.values().flat_map(|object| &object.history).map(|template| template.revision).max();
-        let template = known.unwrap_or_else(|| {
-            let revision = if has_revisions(workload) { highest.unwrap_or(1) + 1 } else { 0 };
-            self.new_template(to, revision)
-        });
-        self.put_template(workload, template)
-    }
-
-    fn roll_back(&mut self, workload: Workload, from: &ReleaseRef, to: &ReleaseRef) -> Outcome {
-        let (Some(from), Some(to)) = (self.release(from), self.release(to)) else { return Outcome::Stale };
-        let Some(object) = self.objects.get(&workload) else { return Outcome::Stale };
-        if object.template.release == to {
-            return Outcome::Done;
-        }
-        let before = object.history.iter().rev().find(|template| template.release == to).copied();
-        match before {
-            Some(template) if object.template.release == from => self.put_template(workload, template),
-            _ => Outcome::Stale,
-        }
-    }
-
-    fn put_template(&mut self, workload: Workload, template: Template) -> Outcome {
-        let now = self.now;
-        let to = self.releases[template.release].minor;
-        let Some(object) = self.objects.get_mut(&workload) else { return Outcome::Stale };
-        let from = self.releases[object.template.release].minor;
-        // Both sides have to know `maxSurge`.
-        object.automatic = workload != Workload::ApiServer || surges(from.min(to));
-        object.history.retain(|other| other.id != template.id);
-        object.history.push(template);
-        object.template = template;
-        object.rolled = Some(now);
-        object.generation += 1;
-        Outcome::Done
-    }
-
-    fn cordon(&mut self, machine: &MachineName) -> Outcome {
-        let now = self.now;
-        let Some(node) = self.machine(machine).and_then(|index| self.machines[index].node.as_mut()) else {
-            return Outcome::Stale;
-        };
-        match (node.cordoned, node.cordoned_by_us) {
-            (true, None) => return Outcome::Stale,
-            (true, Some(_)) => {}
-            (false, _) => {
-                node.cordoned = true;
-                node.cordoned_by_us = Some(now);
-            }
-        }
-        Outcome::Done
-    }
-
-    fn uncordon(&mut self, machine: &MachineName) -> Outcome {
-        let now = self.now;
-        let Some(node) = self.machine(machine).and_then(|index| self.machines[index].node.as_mut()) else {
-            return Outcome::Stale;
-        };
-        let Some(since) = node.cordoned_by_us.take() else { return Outcome::Stale };
-        node.cordoned = false;
-        self.memory.outages.push((since, now));
-        Outcome::Done
     }
 }

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use kprov_types::Role;
 use kprov_upgrade::model::Workload;
 
+use crate::objects::{Kubelet, Leader, Lease, MachineId, Operator, Owner, PodId, Process, Template};
 use crate::script::{Millis, SECOND};
-use crate::world::{Event, Kubelet, Leader, Lease, MachineId, Operator, Owner, PodId, Process, Template, World, note};
+use crate::world::{Event, World, note};
 
 /// How long a Lease is good without being renewed.
 pub(crate) const LEASE: Millis = 15 * SECOND;
@@ -32,7 +33,11 @@ impl World {
             self.scheduler = self.elect(self.scheduler, Workload::Scheduler);
             self.elect_operator();
             self.heartbeats();
-            if self.control_missed && !self.control_queued && self.leads(Workload::ControllerManager) && self.leads(Workload::Scheduler) {
+            if self.control_missed
+                && !self.control_queued
+                && self.leads(Workload::ControllerManager)
+                && self.leads(Workload::Scheduler)
+            {
                 self.control_missed = false;
                 self.control_queued = true;
                 self.soon(50, 250, Event::Control);
@@ -68,7 +73,9 @@ impl World {
             .iter()
             .filter(|(_, pod)| pod.is_of(workload) && pod.process == Process::Ready)
             .map(|(id, pod)| Leader::Pod(*id, pod.life));
-        let standbys = (0..self.machines.len()).map(Leader::Standby).filter(|leader| self.is_alive(*leader, workload));
+        let standbys = (0..self.machines.len())
+            .map(Leader::Standby)
+            .filter(|leader| self.is_alive(*leader, workload));
         match pods.chain(standbys).next() {
             Some(holder) => Lease {
                 holder: Some(holder),
@@ -80,7 +87,11 @@ impl World {
 
     /// Somebody of the kind leads, and can reach the API.
     pub(crate) fn leads(&self, workload: Workload) -> bool {
-        let lease = if workload == Workload::Scheduler { self.scheduler } else { self.manager };
+        let lease = if workload == Workload::Scheduler {
+            self.scheduler
+        } else {
+            self.manager
+        };
         lease.holder.is_some_and(|holder| self.is_alive(holder, workload))
     }
 
@@ -124,7 +135,9 @@ impl World {
         let mut changed = false;
         for index in 0..self.machines.len() {
             let alive = self.machines[index].kubelet == Kubelet::Ready && !self.is_silent(index);
-            let Some(node) = &mut self.machines[index].node else { continue };
+            let Some(node) = &mut self.machines[index].node else {
+                continue;
+            };
             if alive {
                 node.heartbeat = now;
                 if !node.ready {
@@ -141,12 +154,20 @@ impl World {
                 node.ready_since = now;
                 changed = true;
                 note!(self, "{} is not Ready", self.machines[index].name);
-                for pod in self.pods.values_mut().filter(|pod| pod.machine == Some(index) && pod.ready) {
+                for pod in self
+                    .pods
+                    .values_mut()
+                    .filter(|pod| pod.machine == Some(index) && pod.ready)
+                {
                     pod.ready = false;
                     pod.ready_since = now;
                 }
             } else if monitored && gone && now - node.ready_since > TOLERATION {
-                for pod in self.pods.values_mut().filter(|pod| pod.machine == Some(index) && !pod.leaving) {
+                for pod in self
+                    .pods
+                    .values_mut()
+                    .filter(|pod| pod.machine == Some(index) && !pod.leaving)
+                {
                     if !matches!(pod.owner, Owner::Workload(workload) if workload != Workload::Dns) {
                         pod.leaving = true;
                         changed = true;
@@ -181,7 +202,9 @@ impl World {
     }
 
     fn reconcile(&mut self, workload: Workload) {
-        let Some(object) = self.objects.get_mut(&workload) else { return };
+        let Some(object) = self.objects.get_mut(&workload) else {
+            return;
+        };
         let (template, automatic) = (object.template, object.automatic);
         let behind = object.observed != object.generation;
         object.observed = object.generation;
@@ -223,7 +246,9 @@ impl World {
         let mut surging = 0;
         let mut without = Vec::new();
         for (machine, (pods, _)) in self.by_machine(workload) {
-            let (new, old): (Vec<PodId>, Vec<PodId>) = pods.into_iter().partition(|id| self.pods[id].template.id == template.id);
+            let (new, old): (Vec<PodId>, Vec<PodId>) = pods
+                .into_iter()
+                .partition(|id| self.pods[id].template.id == template.id);
             for extra in new.iter().skip(1).chain(old.iter().skip(1)) {
                 self.delete_pod(*extra);
             }
@@ -281,9 +306,15 @@ impl World {
             .map(|(id, pod)| (*id, pod.ready, pod.template.id))
             .partition(|(_, _, of)| *of == template.id);
         let total = new.len() + old.len();
-        let missing = replicas.saturating_sub(new.len()).min((replicas + 1).saturating_sub(total));
+        let missing = replicas
+            .saturating_sub(new.len())
+            .min((replicas + 1).saturating_sub(total));
         let new_unready = new.iter().filter(|(_, ready, _)| !ready).count() + missing;
-        let mut available = [&new, &old].into_iter().flatten().filter(|(_, ready, _)| *ready).count();
+        let mut available = [&new, &old]
+            .into_iter()
+            .flatten()
+            .filter(|(_, ready, _)| *ready)
+            .count();
         let minimum = replicas.saturating_sub(unavailable);
         let mut cleanup = (total + missing).saturating_sub(minimum + new_unready);
         for _ in 0..missing {
@@ -331,7 +362,9 @@ impl World {
 
     /// Deletes a pod: at once where it is nowhere yet, else once its kubelet has ended it.
     pub(crate) fn delete_pod(&mut self, id: PodId) {
-        let Some(pod) = self.pods.get_mut(&id).filter(|pod| !pod.leaving) else { return };
+        let Some(pod) = self.pods.get_mut(&id).filter(|pod| !pod.leaving) else {
+            return;
+        };
         pod.leaving = true;
         match pod.machine {
             Some(machine) => self.poke_kubelet(machine),

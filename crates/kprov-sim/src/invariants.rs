@@ -7,8 +7,9 @@ use kprov_types::api::ReleaseRef;
 use kprov_upgrade::check::{self, check_state};
 use kprov_upgrade::model::{Action, Workload};
 
+use crate::objects::{Kubelet, MachineId, Operator, Owner, Process, ReleaseId};
 use crate::script::{Defect, MINUTE, Millis, SECOND};
-use crate::world::{Kubelet, MachineId, Operator, Owner, Process, ReleaseId, World, timestamp};
+use crate::world::{World, has_revisions, timestamp};
 
 /// Something that must always hold, and did not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +48,10 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(goal: ReleaseId) -> Self {
-        Self { goal, ..Self::default() }
+        Self {
+            goal,
+            ..Self::default()
+        }
     }
 }
 
@@ -111,7 +115,12 @@ impl World {
         }
         let broken = check_state(&self.picture().observed);
         // Whether API servers and etcd members run is judged by whether they run, not by whether a Node is Ready.
-        let told = |broken: &check::Violation| !matches!(broken, check::Violation::NoApiServer | check::Violation::NoQuorum { .. });
+        let told = |broken: &check::Violation| {
+            !matches!(
+                broken,
+                check::Violation::NoApiServer | check::Violation::NoQuorum { .. }
+            )
+        };
         if let Some(broken) = broken.into_iter().find(told) {
             self.violate("state", |_| broken.to_string());
         }
@@ -155,7 +164,9 @@ impl World {
             (runs && concerned && wrong).then_some((pod.owner, minor))
         });
         if let Some((owner, minor)) = newer {
-            self.violate("skew", |_| format!("{owner:?} of 1.{minor} beside API servers of 1.{oldest} to 1.{newest}"));
+            self.violate("skew", |_| {
+                format!("{owner:?} of 1.{minor} beside API servers of 1.{oldest} to 1.{newest}")
+            });
         }
     }
 
@@ -171,7 +182,9 @@ impl World {
             let life = self.machines[index].life;
             let before = std::mem::replace(&mut self.memory.api[index], (life, now));
             if before == (life, true) && !now && !self.is_excused(index) {
-                self.violate("api", |world| format!("no API server is left on {}", world.machines[index].name));
+                self.violate("api", |world| {
+                    format!("no API server is left on {}", world.machines[index].name)
+                });
             }
         }
     }
@@ -179,7 +192,9 @@ impl World {
     /// Only the operator that holds the Lease changes anything.
     pub(crate) fn judge_writer(&mut self, writer: Operator) {
         if self.lease.holder != Some(writer) {
-            self.violate("lease", |world| format!("{writer:?} wrote while {:?} leads", world.lease.holder));
+            self.violate("lease", |world| {
+                format!("{writer:?} wrote while {:?} leads", world.lease.holder)
+            });
         }
     }
 
@@ -250,12 +265,17 @@ impl World {
             Some(Defect::BadDigest(which)) => match (machine, which) {
                 (Some(machine), Some(which)) => machine == which,
                 (None, Some(_)) => false,
-                (_, None) => !self.memory.failed.is_empty() || self.objects.values().any(|object| object.template.release == release),
+                (_, None) => {
+                    !self.memory.failed.is_empty()
+                        || self.objects.values().any(|object| object.template.release == release)
+                }
             },
             _ => false,
         };
         if bad {
-            self.violate("unverified", |world| format!("{} is to run", world.releases[release].reference));
+            self.violate("unverified", |world| {
+                format!("{} is to run", world.releases[release].reference)
+            });
         }
     }
 
@@ -264,7 +284,9 @@ impl World {
         let taken = self.memory.snapshot;
         let begun = self.update.hop.map(|(_, since)| since);
         if workload == Workload::ApiServer && begun.is_none_or(|begun| taken.is_none_or(|taken| taken < begun)) {
-            self.violate("snapshot", |_| format!("kube-apiserver rolls to {to} without a snapshot"));
+            self.violate("snapshot", |_| {
+                format!("kube-apiserver rolls to {to} without a snapshot")
+            });
         }
     }
 
@@ -273,13 +295,16 @@ impl World {
         let other = self.machines.iter().enumerate().find_map(|(index, other)| {
             let member = other.etcd.filter(|_| Some(index) != machine)?;
             let known = !self.is_recent(LATE) && !member.up && other.life > 0 && !member.by_us;
-            let under_way = member.by_us || other.spec.etcd.is_some_and(|wanted| {
-                self.releases[wanted].etcd != self.releases[member.release].etcd && other.has(wanted)
-            });
+            let under_way = member.by_us
+                || other.spec.etcd.is_some_and(|wanted| {
+                    self.releases[wanted].etcd != self.releases[member.release].etcd && other.has(wanted)
+                });
             (known || under_way).then(|| other.name.clone())
         });
         if let Some(other) = other {
-            self.violate("etcd", |_| format!("a member is to change while {other}'s does, or is away"));
+            self.violate("etcd", |_| {
+                format!("a member is to change while {other}'s does, or is away")
+            });
         }
     }
 
@@ -301,7 +326,9 @@ impl World {
         };
         let out = members.iter().filter(|index| self.is_out(**index)).count();
         if out > limit {
-            self.violate("budget", |_| format!("{out} machines of pool {pool} are out of service, {limit} may be"));
+            self.violate("budget", |_| {
+                format!("{out} machines of pool {pool} are out of service, {limit} may be")
+            });
         }
         // Others that have been away for so long that everybody knows count too.
         let gone = |index: &MachineId| {
@@ -309,9 +336,15 @@ impl World {
             !self.is_out(*index) && node.is_some_and(|node| !node.ready && self.now > node.ready_since + LATE)
         };
         let away = members.iter().filter(|index| **index != machine && gone(index)).count();
-        let begins = self.machines[machine].node.as_ref().and_then(|node| node.cordoned_by_us) == Some(self.now);
+        let begins = self.machines[machine]
+            .node
+            .as_ref()
+            .and_then(|node| node.cordoned_by_us)
+            == Some(self.now);
         if begins && out + away > limit {
-            self.violate("budget", |_| format!("a machine of pool {pool} is taken out while {away} are away"));
+            self.violate("budget", |_| {
+                format!("a machine of pool {pool} is taken out while {away} are away")
+            });
         }
     }
 
@@ -319,18 +352,27 @@ impl World {
     fn judge_run(&mut self, index: MachineId) {
         let Some(node) = &self.machines[index].node else { return };
         // Somebody may have uncordoned it a moment ago, or another, so that there is a place for its pods now.
-        let opened = self.memory.outages.last().is_some_and(|(_, until)| self.now < until + LOOK);
+        let opened = self
+            .memory
+            .outages
+            .last()
+            .is_some_and(|(_, until)| self.now < until + LOOK);
         if opened || self.is_recent(LATE) {
             return;
         }
         // Pods on a machine that a person has cordoned are that person's.
         let (cordoned, ours) = (node.cordoned, node.cordoned_by_us.is_some());
-        if !cordoned {
-            self.violate("drain", |world| format!("{} is to change and takes pods", world.machines[index].name));
+        // What runs on one that can't be reached can't be moved.
+        if !cordoned && node.ready {
+            self.violate("drain", |world| {
+                format!("{} is to change and takes pods", world.machines[index].name)
+            });
         }
         let stays = |id: &u32| matches!(self.pods[id].owner, Owner::App(_));
         if ours && !self.update.policy.drain_force && self.to_leave(index).iter().any(stays) {
-            self.violate("drain", |world| format!("{} is to change with pods on it", world.machines[index].name));
+            self.violate("drain", |world| {
+                format!("{} is to change with pods on it", world.machines[index].name)
+            });
         }
     }
 
@@ -342,7 +384,9 @@ impl World {
             failure.is_none_or(|failure| failure.time < timestamp(*since))
         });
         if told.is_some_and(|(release, ..)| machine.status.running != Some(release)) {
-            self.violate("drain", |world| format!("{} takes pods while it changes", world.machines[index].name));
+            self.violate("drain", |world| {
+                format!("{} takes pods while it changes", world.machines[index].name)
+            });
         }
     }
 
@@ -353,26 +397,43 @@ impl World {
             let wanted = &self.releases[release].seen.images;
             let same = |other: ReleaseId| {
                 let part = kprov_upgrade::model::Part::Workload(*workload);
-                other == release || (!crate::world::has_revisions(*workload) && wanted.get(&part) == self.releases[other].seen.images.get(&part))
+                other == release
+                    || (!has_revisions(*workload) && wanted.get(&part) == self.releases[other].seen.images.get(&part))
             };
-            let late = |other: ReleaseId| lagging && self.releases[other].reference.version < self.releases[release].reference.version;
+            let late = |other: ReleaseId| {
+                lagging && self.releases[other].reference.version < self.releases[release].reference.version
+            };
             let of = |other: ReleaseId| same(other) || (late(other) && *workload != Workload::ApiServer);
             if !of(object.template.release) {
-                return Some(format!("{} is of {}", workload.as_str(), self.releases[object.template.release].reference));
+                return Some(format!(
+                    "{} is of {}",
+                    workload.as_str(),
+                    self.releases[object.template.release].reference
+                ));
             }
             for (id, pod) in self.pods.iter().filter(|(_, pod)| pod.is_of(*workload)) {
                 // Operators are killed whenever the script wants.
                 let runs = *workload == Workload::Operator || (pod.process == Process::Ready && pod.ready);
                 if !runs || pod.leaving || pod.template.id != object.template.id {
-                    return Some(format!("pod {id} ({}) is {:?}, leaving: {}", self.describe(*id), pod.process, pod.leaving));
+                    return Some(format!(
+                        "pod {id} ({}) is {:?}, leaving: {}",
+                        self.describe(*id),
+                        pod.process,
+                        pod.leaving
+                    ));
                 }
             }
         }
         // All members may have stayed with the etcd of a hop that went back: their data may be of its version.
-        let etcd = self.machines.iter().find_map(|machine| machine.etcd).map_or(0, |member| self.releases[member.release].etcd);
+        let etcd = self
+            .machines
+            .iter()
+            .find_map(|machine| machine.etcd)
+            .map_or(0, |member| self.releases[member.release].etcd);
         self.machines.iter().enumerate().find_map(|(index, machine)| {
             let name = &machine.name;
-            let late = lagging && self.releases[machine.current].reference.version < self.releases[release].reference.version;
+            let late =
+                lagging && self.releases[machine.current].reference.version < self.releases[release].reference.version;
             let node = machine.node.as_ref()?;
             if !(machine.current == release || late) || machine.trial.is_some() {
                 Some(format!("{name} runs {}", self.releases[machine.current].reference))
@@ -384,7 +445,10 @@ impl World {
                 standby.api != Process::None || standby.managers || !(standby.release == release || lagging)
             }) {
                 Some(format!("the standby of {name} is {:?}", machine.standby))
-            } else if machine.etcd.is_some_and(|member| !member.up || !(lagging || self.releases[member.release].etcd == etcd)) {
+            } else if machine
+                .etcd
+                .is_some_and(|member| !member.up || !(lagging || self.releases[member.release].etcd == etcd))
+            {
                 Some(format!("the etcd member of {name} is {:?}", machine.etcd))
             } else {
                 None
@@ -401,7 +465,12 @@ impl World {
             update.desired,
             self.releases[update.current].reference,
             update.told,
-            update.failure.as_ref().map(|failure| (&failure.component, &failure.instance, &failure.message, failure.reverted)),
+            update.failure.as_ref().map(|failure| (
+                &failure.component,
+                &failure.instance,
+                &failure.message,
+                failure.reverted
+            )),
             differs.unwrap_or_else(|| "as wanted".to_owned()),
             timestamp(self.now),
         )

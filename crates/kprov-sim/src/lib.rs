@@ -9,11 +9,14 @@
 //! What the world does is in `controllers` (what Kubernetes does by itself), `machine` (kubelets and kprov-nodes) and `people`;
 //! what an operator sees of it in `api` and `picture`. Start reading at [`script`].
 
+mod agent;
 mod api;
+mod changes;
 mod controllers;
 pub mod fleet;
 mod invariants;
 mod machine;
+mod objects;
 mod people;
 mod picture;
 mod rng;

@@ -5,8 +5,9 @@ use kprov_types::api::Failure;
 use kprov_upgrade::model::Workload;
 use kprov_upgrade::plan::{Refusal, State};
 
+use crate::objects::{Machine, Owner, ReleaseId};
 use crate::script::{Defect, Fault, Happening, MINUTE, Millis, SECOND};
-use crate::world::{Event, Machine, ReleaseId, World, note};
+use crate::world::{Event, World, note};
 
 /// How often people look.
 const LOOK: Millis = 20 * SECOND;
@@ -17,7 +18,9 @@ const PATIENCE: Millis = 60 * MINUTE;
 
 impl World {
     pub(crate) fn fault(&mut self, index: usize) {
-        let Some(Fault::At { what, .. }) = self.faults.get(index).copied() else { return };
+        let Some(Fault::At { what, .. }) = self.faults.get(index).copied() else {
+            return;
+        };
         note!(self, "fault: {what:?}");
         self.memory.fault = Some(self.now);
         let count = self.machines.len();
@@ -26,7 +29,7 @@ impl World {
             Happening::PowerCut { .. } => (0..count).for_each(|machine| self.cut(machine)),
             Happening::Desire { release } => self.desire(release),
             Happening::DesireNonsense => {
-                self.update.desired = "latest".to_owned();
+                "latest".clone_into(&mut self.update.desired);
                 self.update.desired_since = self.now;
             }
             Happening::Pause { .. } => {
@@ -38,7 +41,11 @@ impl World {
                 // Nobody cordons the last machine and wonders why nothing finds a place.
                 let open = |machine: &Machine| machine.node.as_ref().is_some_and(|node| !node.cordoned);
                 let others = self.machines.iter().filter(|machine| open(machine)).count() > 1;
-                if let Some(node) = self.machines[machine % count].node.as_mut().filter(|node| others && !node.cordoned) {
+                if let Some(node) = self.machines[machine % count]
+                    .node
+                    .as_mut()
+                    .filter(|node| others && !node.cordoned)
+                {
                     node.cordoned = true;
                     // Where our mark is still on it nobody can tell that from a cordon of ours.
                     node.cordoned_by_person = node.cordoned_by_us.is_none();
@@ -70,7 +77,9 @@ impl World {
     }
 
     pub(crate) fn fault_ends(&mut self, index: usize) {
-        let Some(Fault::At { what, .. }) = self.faults.get(index).copied() else { return };
+        let Some(Fault::At { what, .. }) = self.faults.get(index).copied() else {
+            return;
+        };
         note!(self, "over: {what:?}");
         self.memory.fault = Some(self.now);
         let count = self.machines.len();
@@ -90,7 +99,9 @@ impl World {
     }
 
     fn delete_some_pod(&mut self, which: usize) {
-        let Some(id) = self.pods.keys().copied().nth(which % self.pods.len().max(1)) else { return };
+        let Some(id) = self.pods.keys().copied().nth(which % self.pods.len().max(1)) else {
+            return;
+        };
         let api = self.pods[&id].is_of(Workload::ApiServer);
         if let Some(machine) = self.pods[&id].machine.filter(|_| api) {
             self.excuse(machine);
@@ -110,12 +121,18 @@ impl World {
     /// word, and do what it asks of them.
     pub(crate) fn person(&mut self) {
         self.at(self.now + LOOK, Event::Person);
-        let Some((told, since)) = self.update.told.clone() else { return self.give_up() };
+        let Some((told, since)) = self.update.told.clone() else {
+            return self.give_up();
+        };
         let goal = self.memory.goal;
         match told {
             State::Failed => self.repair(),
             State::Refused(Refusal::Unverified(_)) => {
-                if let Some(bad) = self.releases.iter().position(|release| release.known && release.seen.verified.is_err()) {
+                if let Some(bad) = self
+                    .releases
+                    .iter()
+                    .position(|release| release.known && release.seen.verified.is_err())
+                {
                     self.replace(bad);
                 }
             }
@@ -123,11 +140,15 @@ impl World {
                 self.memory.goal = self.update.current;
                 self.desire(self.update.current);
             }
-            State::Refused(Refusal::MidHop(_)) => self.desire(self.update.current),
+            State::Refused(Refusal::MidHop(_)) => self.end_hop(),
             State::Refused(_) if self.now > since + LOOK => self.desire(goal),
             State::Idle if self.update.desired != self.releases[goal].reference.to_string() => self.desire(goal),
             State::Idle if self.update.current == goal => {
-                let apps = self.apps.iter().enumerate().all(|(app, wanted)| self.app_runs(app, wanted.replicas));
+                let apps = self
+                    .apps
+                    .iter()
+                    .enumerate()
+                    .all(|(app, wanted)| self.app_runs(app, wanted.replicas));
                 if apps && self.differs_from(goal, false).is_none() {
                     self.done = true;
                 } else if self.releases[goal].defect.is_some() && self.now > since + STUCK {
@@ -136,6 +157,10 @@ impl World {
                 }
             }
             // On the way back to a release of which something is bad, people go on instead.
+            // A machine can't go back to what never ran on it: a person has to go there.
+            State::Reverting if self.now > since + STUCK && self.update.failure.is_some() && self.is_dead_end() => {
+                self.done = true;
+            }
             State::Reverting if self.now > since + STUCK => {
                 self.replace(goal);
                 self.desire(self.memory.goal);
@@ -145,8 +170,35 @@ impl World {
         self.give_up();
     }
 
+    /// The kubelet of the release to go back to is bad.
+    fn is_dead_end(&self) -> bool {
+        matches!(
+            self.releases[self.update.current].defect,
+            Some(Defect::KubeletSilent(_))
+        )
+    }
+
+    /// Another version has to wait for the hop under way: people go back, or on where there is nothing good to go back to.
+    fn end_hop(&mut self) {
+        let current = self.update.current;
+        let target = self
+            .objects
+            .get(&Workload::ApiServer)
+            .map(|object| object.template.release);
+        match target.filter(|_| self.releases[current].defect.is_some()) {
+            Some(target) => {
+                self.memory.goal = target;
+                self.desire(target);
+            }
+            None => self.desire(current),
+        }
+    }
+
     fn app_runs(&self, app: usize, replicas: usize) -> bool {
-        let ready = self.pods.values().filter(|pod| pod.owner == crate::world::Owner::App(app) && pod.ready && !pod.leaving);
+        let ready = self
+            .pods
+            .values()
+            .filter(|pod| pod.owner == Owner::App(app) && pod.ready && !pod.leaving);
         let workers = self.machines.iter().any(|machine| machine.role == Role::Worker);
         let takes = |machine: &Machine| {
             (machine.role == Role::Worker || !workers) && machine.node.as_ref().is_some_and(|node| !node.cordoned)
@@ -158,7 +210,7 @@ impl World {
     fn give_up(&mut self) {
         let patience = PATIENCE * (1 + u64::try_from(self.releases.len()).unwrap_or(0));
         if self.now > self.quiet + patience {
-            self.violate("liveness", |world| world.standing());
+            self.violate("liveness", Self::standing);
         }
     }
 
@@ -173,7 +225,9 @@ impl World {
             ..
         }) = self.update.failure.clone()
         else {
-            return self.violate("failure", |_| "it is told that a release failed, and not which".to_owned());
+            return self.violate("failure", |_| {
+                "it is told that a release failed, and not which".to_owned()
+            });
         };
         if message.is_empty() {
             self.violate("failure", |_| "a release failed without a reason".to_owned());
@@ -184,7 +238,9 @@ impl World {
                 self.violate("failure", |_| format!("after the failure not all is back: {differs}"));
             }
             if !reverted {
-                self.violate("failure", |_| "it is told that all is back, and not written down".to_owned());
+                self.violate("failure", |_| {
+                    "it is told that all is back, and not written down".to_owned()
+                });
             }
         }
         let Some(release) = self.release(&release) else { return };
@@ -202,7 +258,9 @@ impl World {
 
     /// Makes known, and where it is the goal asks for, what repairs a release.
     fn replace(&mut self, bad: ReleaseId) {
-        let Some(good) = self.releases[bad].fixed_by else { return };
+        let Some(good) = self.releases[bad].fixed_by else {
+            return;
+        };
         self.releases[good].known = true;
         if self.memory.goal == bad {
             self.memory.goal = good;

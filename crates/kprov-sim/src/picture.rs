@@ -6,12 +6,13 @@ use jiff::Timestamp;
 use kprov_types::api::{Failure, ReleaseRef};
 use kprov_types::{Digest, MachineName, Role};
 use kprov_upgrade::model::{
-    Drain, EtcdSeen, Input, Instance, KnownRelease, MachineSeen, Observed, Part, Staged, StandbySeen, Wanted, Workload, WorkloadSeen,
+    Drain, EtcdSeen, Input, Instance, KnownRelease, MachineSeen, Observed, Part, Staged, StandbySeen, Wanted, Workload,
+    WorkloadSeen,
 };
 
+use crate::objects::{Fetch, Machine, MachineId, Object, Orders, Owner, Pod, ReleaseId};
 use crate::script::{Millis, SECOND};
-use crate::world::{Fetch, Machine, MachineId, Object, Orders, Owner, Pod, ReleaseId, World};
-use crate::world::{etcd_image, timestamp, timestamp_in_seconds};
+use crate::world::{World, etcd_image, timestamp, timestamp_in_seconds};
 
 /// What the VersionUpdate and the Releases say.
 #[derive(Clone, Debug)]
@@ -53,7 +54,12 @@ impl World {
 
     /// The whole picture of one moment.
     pub(crate) fn picture(&self) -> Input {
-        compose(self.asked(), self.see_workloads(), self.see_machines(), timestamp(self.now))
+        compose(
+            self.asked(),
+            self.see_workloads(),
+            self.see_machines(),
+            timestamp(self.now),
+        )
     }
 
     pub(crate) fn asked(&self) -> Asked {
@@ -98,13 +104,17 @@ impl World {
 
     fn see_workload(&self, workload: Workload, object: &Object) -> WorkloadSeen {
         let release = &self.releases[object.template.release];
-        let daemons = self
-            .machines
-            .iter()
-            .filter(|machine| machine.node.is_some() && (workload == Workload::Proxy || machine.role == Role::ControlPlane));
+        let daemons = self.machines.iter().filter(|machine| {
+            machine.node.is_some() && (workload == Workload::Proxy || machine.role == Role::ControlPlane)
+        });
         WorkloadSeen {
             template: release.reference.clone(),
-            image: release.seen.images.get(&Part::Workload(workload)).cloned().unwrap_or_default(),
+            image: release
+                .seen
+                .images
+                .get(&Part::Workload(workload))
+                .cloned()
+                .unwrap_or_default(),
             previous: object
                 .history
                 .iter()
@@ -141,7 +151,9 @@ impl World {
         self.machines
             .iter()
             .enumerate()
-            .filter_map(|(index, machine)| Some((machine.name.clone(), self.see_machine(index, machine, crowd.as_ref())?)))
+            .filter_map(|(index, machine)| {
+                Some((machine.name.clone(), self.see_machine(index, machine, crowd.as_ref())?))
+            })
             .collect()
     }
 
@@ -162,11 +174,17 @@ impl World {
             cordoned_by_us: machine.cordoned_by_us().map(timestamp),
             kubelet: self.releases[node.kubelet].reference.version.clone(),
             running: status.running.map(|release| self.reference(release)),
-            ordered: spec.run.map(|(release, since, _)| (self.reference(release), timestamp(since))),
+            ordered: spec
+                .run
+                .map(|(release, since, _)| (self.reference(release), timestamp(since))),
             order_seen: status.order == spec.order,
             failure: self.see_failure(machine),
             stage_ordered: spec.stage.iter().map(|release| self.digest(*release)).collect(),
-            staged: status.staged.iter().map(|(release, fetch)| (self.digest(*release), staged(*fetch))).collect(),
+            staged: status
+                .staged
+                .iter()
+                .map(|(release, fetch)| (self.digest(*release), staged(*fetch)))
+                .collect(),
             etcd: status.etcd.map(|(release, healthy)| EtcdSeen {
                 image: etcd_image(self.releases[release].etcd),
                 ordered: spec.etcd.map(|release| self.reference(release)),
@@ -181,7 +199,9 @@ impl World {
             }),
             snapshots: status.snapshots.clone(),
             snapshot_ordered: spec.snapshot.clone(),
-            drain: crowd.filter(|_| machine.cordoned_by_us().is_some()).map(|crowd| self.see_drain(index, crowd)),
+            drain: crowd
+                .filter(|_| machine.cordoned_by_us().is_some())
+                .map(|crowd| self.see_drain(index, crowd)),
         })
     }
 
@@ -190,9 +210,12 @@ impl World {
     }
 
     fn see_failure(&self, machine: &Machine) -> Option<kprov_types::api::MachineFailure> {
-        let Orders { run: Some((release, since, _)), .. } = &machine.spec else { return None };
+        let Orders { run, etcd, order, .. } = &machine.spec;
         let failure = machine.status.failure.as_ref()?;
-        (failure.release == self.releases[*release].reference && failure.time >= timestamp(*since)).then(|| failure.clone())
+        let is = |release: ReleaseId| failure.release == self.releases[release].reference;
+        let of_run = run.is_some_and(|(release, since, _)| is(release) && failure.time >= timestamp(since));
+        let of_etcd = etcd.is_some_and(is) && failure.order == *order;
+        (of_run || of_etcd).then(|| failure.clone())
     }
 
     fn crowd(&self) -> Crowd {
@@ -211,16 +234,19 @@ impl World {
             }
         }
         let open = |machine: &Machine| machine.node.as_ref().is_some_and(|node| node.ready && !node.cordoned);
-        crowd.open.extend((0..self.machines.len()).filter(|index| open(&self.machines[*index])));
+        crowd
+            .open
+            .extend((0..self.machines.len()).filter(|index| open(&self.machines[*index])));
         crowd
     }
 
     /// Pods that have to leave a machine: those that another could take.
     pub(crate) fn to_leave(&self, index: MachineId) -> Vec<u32> {
         // Most often there is nothing to look at.
-        match self.pods.values().any(|pod| pod.machine == Some(index) && moves(pod)) {
-            true => self.leaving(index, &self.crowd()),
-            false => Vec::new(),
+        if self.pods.values().any(|pod| pod.machine == Some(index) && moves(pod)) {
+            self.leaving(index, &self.crowd())
+        } else {
+            Vec::new()
         }
     }
 

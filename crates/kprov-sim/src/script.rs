@@ -82,6 +82,8 @@ pub enum Defect {
     DnsNeverReady,
     /// Its operator crashes.
     OperatorCrashes,
+    /// Its etcd never gets healthy.
+    EtcdNeverHealthy,
     /// Its kubelet never reports: on one machine, or on all.
     KubeletSilent(Option<usize>),
     /// Its bytes aren't those that it names: as one machine gets them, or as all do.
@@ -291,7 +293,7 @@ fn releases(rng: &mut Rng, cluster: &Shape) -> (Vec<ReleaseShape>, usize) {
         let bad = 1 + rng.below(wanted);
         let machines = cluster.control_plane + cluster.workers;
         let some = |rng: &mut Rng| (!rng.one_in(2)).then(|| rng.below(machines));
-        let defect = match rng.below(11) {
+        let defect = match rng.below(12) {
             0 => Defect::ApiServerCrashes,
             1 => Defect::ApiServerNeverReady,
             2 => Defect::ControllerManagerCrashes,
@@ -301,6 +303,7 @@ fn releases(rng: &mut Rng, cluster: &Shape) -> (Vec<ReleaseShape>, usize) {
             6 => Defect::OperatorCrashes,
             7 | 8 => Defect::KubeletSilent(some(rng)),
             9 => Defect::BadDigest(some(rng)),
+            10 => Defect::EtcdNeverHealthy,
             _ => Defect::Unverified,
         };
         let fixed = ReleaseShape {
@@ -327,27 +330,29 @@ fn faults(rng: &mut Rng, cluster: &Shape, releases: usize) -> Vec<Fault> {
     let mut faults = Vec::new();
     // Some runs are calm: what breaks there breaks without help.
     let count = if rng.one_in(8) { 0 } else { rng.below(10) };
+    // Most upgrades take a few minutes, those that fail or have to wait longer.
+    let long = if rng.one_in(3) { 12 } else { 4 };
     for _ in 0..count {
         faults.push(match rng.below(12) {
             0..=2 => Fault::Kill {
-                poll: rng.between(1, 2500),
+                poll: rng.between(1, 400 * long),
             },
             3 => Fault::Stall {
-                poll: rng.between(1, 2500),
+                poll: rng.between(1, 400 * long),
                 ms: rng.between(SECOND, 40 * SECOND),
             },
             4 => Fault::LoseReply {
-                call: rng.between(1, 2000),
+                call: rng.between(1, 300 * long),
             },
             5 => Fault::Refuse {
-                call: rng.between(1, 2000),
+                call: rng.between(1, 300 * long),
             },
             6 => Fault::Delay {
-                call: rng.between(1, 2000),
+                call: rng.between(1, 300 * long),
                 ms: rng.between(100, 4 * SECOND),
             },
             _ => Fault::At {
-                ms: rng.between(0, 12 * MINUTE),
+                ms: rng.between(0, long * MINUTE),
                 what: happening(rng, cluster, releases),
             },
         });

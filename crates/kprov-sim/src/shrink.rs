@@ -123,7 +123,10 @@ impl Shrunk {
             let _ = writeln!(text, "  {:>5}.{:03}  {line}", at / 1000, at % 1000);
         }
         let json = serde_json::to_string(&self.script).unwrap_or_default();
-        let _ = writeln!(text, "\nagain, with all that happens:\n  cargo run -p kprov-sim -- script '{json}'");
+        let _ = writeln!(
+            text,
+            "\nagain, with all that happens:\n  cargo run -p kprov-sim -- script '{json}'"
+        );
         text
     }
 }

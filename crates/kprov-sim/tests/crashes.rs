@@ -40,9 +40,12 @@ fn kill_everywhere(script: &Script, part: u64, parts: u64) {
     for poll in (1..=calm.polls).filter(|poll| poll % parts == part) {
         let mut script = script.clone();
         script.faults.push(Fault::Kill { poll });
-        if let Some(shrunk) = shrink(&script, |_| {}) {
-            panic!("killed after poll {poll}: {}", shrunk.explain());
-        }
+        let failure = shrink(&script, |_| {}).map(|shrunk| shrunk.explain());
+        assert!(
+            failure.is_none(),
+            "killed after poll {poll}: {}",
+            failure.unwrap_or_default()
+        );
     }
 }
 
@@ -51,7 +54,11 @@ fn one_machine() -> Script {
 }
 
 fn two_hops() -> Script {
-    let releases = vec![release("1.34.2", 1, None), release("1.35.1", 1, None), release("1.36.0", 2, None)];
+    let releases = vec![
+        release("1.34.2", 1, None),
+        release("1.35.1", 1, None),
+        release("1.36.0", 2, None),
+    ];
     script(3, 2, releases, 2)
 }
 
@@ -62,7 +69,12 @@ fn before_surge() -> Script {
 fn bad(defect: Defect) -> Script {
     let mut bad = release("1.35.1", 2, Some(defect));
     bad.fixed_by = Some(2);
-    script(1, 2, vec![release("1.34.2", 1, None), bad, release("1.35.2", 2, None)], 1)
+    script(
+        1,
+        2,
+        vec![release("1.34.2", 1, None), bad, release("1.35.2", 2, None)],
+        1,
+    )
 }
 
 #[test]
@@ -98,6 +110,13 @@ fn a_scheduler_that_never_gets_ready() {
 #[test]
 fn a_kubelet_that_never_reports() {
     kill_everywhere(&bad(Defect::KubeletSilent(Some(1))), 0, 1);
+}
+
+#[test]
+fn an_etcd_that_never_gets_healthy() {
+    let mut script = bad(Defect::EtcdNeverHealthy);
+    script.cluster.control_plane = 3;
+    kill_everywhere(&script, 0, 4);
 }
 
 #[test]

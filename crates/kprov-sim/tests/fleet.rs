@@ -6,8 +6,14 @@ use kprov_types::api::MaxUnavailable;
 fn is_close(workers: usize, max_unavailable: MaxUnavailable) {
     let measured = measure(workers, max_unavailable);
     assert_eq!(measured.failed, None);
-    assert!(measured.took >= measured.floor() * 95 / 100, "{measured}: less than can be");
-    assert!(measured.took <= measured.floor() * 105 / 100, "{measured}: more than 5% above");
+    assert!(
+        measured.took >= measured.floor() * 95 / 100,
+        "{measured}: less than can be"
+    );
+    assert!(
+        measured.took <= measured.floor() * 105 / 100,
+        "{measured}: more than 5% above"
+    );
 }
 
 #[test]

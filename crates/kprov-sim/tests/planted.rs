@@ -6,10 +6,12 @@ use kprov_types::api::MaxUnavailable;
 
 /// The first seed that finds it, made short.
 fn find(plant: Plant, kind: &str) -> Shrunk {
-    let script = (0..500)
-        .map(Script::of)
-        .find(|script| run_planted(script, plant).violation.is_some_and(|violation| violation.kind == kind));
-    let script = script.unwrap_or_else(|| panic!("no seed finds what breaks `{kind}`"));
+    let script = (0..500).map(Script::of).find(|script| {
+        run_planted(script, plant)
+            .violation
+            .is_some_and(|violation| violation.kind == kind)
+    });
+    let script = script.expect("a seed that finds it");
     let shrunk = shrink(&script, plant).expect("it fails");
     assert_eq!(shrunk.violation.kind, kind);
     assert!(shrunk.script.faults.len() <= script.faults.len());
@@ -22,7 +24,13 @@ fn an_operator_that_does_not_pause() {
     let shrunk = find(|input| input.wanted.paused = false, "pause");
     let faults = &shrunk.script.faults;
     assert!(
-        matches!(faults.as_slice(), [Fault::At { what: Happening::Pause { .. }, .. }]),
+        matches!(
+            faults.as_slice(),
+            [Fault::At {
+                what: Happening::Pause { .. },
+                ..
+            }]
+        ),
         "{}",
         shrunk.explain()
     );
@@ -39,7 +47,10 @@ fn an_operator_that_does_not_pause() {
 /// One that takes more machines out of service than it may needs nothing to go wrong.
 #[test]
 fn an_operator_that_takes_too_many_machines() {
-    let shrunk = find(|input| input.wanted.policy.max_unavailable = MaxUnavailable::Count(3), "budget");
+    let shrunk = find(
+        |input| input.wanted.policy.max_unavailable = MaxUnavailable::Count(3),
+        "budget",
+    );
     assert!(shrunk.script.faults.is_empty(), "{}", shrunk.explain());
     assert_eq!(shrunk.script.cluster.apps, 0);
 }
@@ -65,6 +76,8 @@ fn an_operator_that_believes_every_pod_to_be_ready() {
             workload.instances.iter_mut().for_each(|pod| pod.ready = true);
         }
     };
-    let script = (0..500).map(Script::of).find(|script| run_planted(script, plant).violation.is_some());
+    let script = (0..500)
+        .map(Script::of)
+        .find(|script| run_planted(script, plant).violation.is_some());
     assert!(script.is_some());
 }

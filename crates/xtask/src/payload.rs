@@ -12,6 +12,8 @@ use crate::{cache, debian};
 
 /// The Kubernetes version of Debian 12's source package `kubernetes`.
 pub(crate) const DEBIAN_KUBERNETES: &str = "1.20.2";
+/// Counts how it's built here: raised when what was built before must not be used any more.
+pub(crate) const BUILD: &str = "2";
 pub(crate) const COMPONENTS: &[&str] = &[
     "kube-apiserver",
     "kube-controller-manager",
@@ -160,7 +162,7 @@ pub(crate) fn debian_with(programs: &Programs) -> Result<Payload> {
     let binaries = debian_kubernetes()?;
     from_binaries(
         programs,
-        &format!("debian-{DEBIAN_KUBERNETES}"),
+        &format!("debian-{DEBIAN_KUBERNETES}-{BUILD}"),
         DEBIAN_KUBERNETES,
         &[&binaries],
         None,
@@ -316,7 +318,7 @@ fn debian_host_programs() -> Result<Utf8PathBuf> {
 
 /// Kubernetes from Debian's source package, built with Debian's Go: 6 to 15 minutes on 2 cores, then cached.
 pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
-    let root = cache::dir()?.join(format!("debian-kubernetes-{DEBIAN_KUBERNETES}"));
+    let root = cache::dir()?.join(format!("debian-kubernetes-{DEBIAN_KUBERNETES}-{BUILD}"));
     let bin = root.join("bin");
     if COMPONENTS.iter().all(|c| bin.join(c).exists()) {
         return Ok(bin);
@@ -324,6 +326,8 @@ pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
     debian::install(BUILD_PACKAGES)?;
     let apt = Apt::new(cache::dir()?.join("apt"))?;
     let source = apt.source("kubernetes", &root)?;
+    mend_reflect2(&source)?;
+    mend_validate(&source)?;
     let stamp = root.join("version.sh");
     std::fs::write(
         &stamp,
@@ -359,6 +363,57 @@ pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
     // The sources and what was built on the way are some gigabytes that nothing needs any more.
     std::fs::remove_dir_all(&source).with_context(|| format!("can't remove `{source}`"))?;
     Ok(bin)
+}
+
+/// Since 1.18, Go's `reflect.mapiterinit` writes into an iterator that its caller gives, where it returned one before. The `reflect2`
+/// in Kubernetes 1.20's vendor tree still calls it the old way, so that encoding a map as JSON writes to wherever a register happens
+/// to point: API servers built so die at random, with custom resources soon.
+fn mend_reflect2(source: &Utf8Path) -> Result<()> {
+    let edit = |file: &str, edits: &[(&str, &str)]| -> Result<()> {
+        let path = source.join("vendor/github.com/modern-go/reflect2").join(file);
+        let mut text = std::fs::read_to_string(&path).with_context(|| format!("can't read `{path}`"))?;
+        for (old, new) in edits {
+            if !text.contains(new) {
+                anyhow::ensure!(text.contains(old), "`{path}` is not what it was: `{old}` is missing");
+                text = text.replacen(old, new, 1);
+            }
+        }
+        std::fs::write(&path, text).with_context(|| format!("can't write `{path}`"))
+    };
+    edit(
+        "unsafe_link.go",
+        &[
+            (
+                "func mapiterinit(rtype unsafe.Pointer, m unsafe.Pointer) *hiter",
+                "func mapiterinit(rtype unsafe.Pointer, m unsafe.Pointer, it *hiter)",
+            ),
+            // As much as the runtime's own has at most: six more pointers, then numbers.
+            (
+                "\t// rest fields are ignored",
+                "\tpointers [6]unsafe.Pointer\n\tnumbers [8]uintptr",
+            ),
+        ],
+    )?;
+    edit(
+        "unsafe_map.go",
+        &[(
+            "\treturn &UnsafeMapIterator{\n\t\thiter:      mapiterinit(type2.rtype, *(*unsafe.Pointer)(obj)),",
+            "\tit := &hiter{}\n\tmapiterinit(type2.rtype, *(*unsafe.Pointer)(obj), it)\n\treturn &UnsafeMapIterator{\n\t\thiter:      it,",
+        )],
+    )
+}
+
+/// Kubernetes 1.20's check of custom resources compares `reflect.Value`s where it means their contents. With newer Go an empty string
+/// and the zero value of its type lie at one place in memory, and so every empty string in a custom resource counts as null,
+/// and is refused.
+fn mend_validate(source: &Utf8Path) -> Result<()> {
+    const OLD: &str = "if data == nil || reflect.DeepEqual(reflect.Zero(reflect.TypeOf(data)), reflect.ValueOf(data)) {";
+    const NEW: &str = "if data == nil {";
+    let path = source.join("vendor/github.com/go-openapi/validate/type.go");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("can't read `{path}`"))?;
+    let mended = text.replacen(OLD, NEW, 1);
+    anyhow::ensure!(mended.contains(NEW), "`{path}` is not what it was: `{OLD}` is missing");
+    std::fs::write(&path, mended).with_context(|| format!("can't write `{path}`"))
 }
 
 fn go_arch() -> &'static str {

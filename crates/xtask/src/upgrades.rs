@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::cache;
-use crate::payload::{self, BLOBS, COMPONENTS, DEBIAN_KUBERNETES, Payload, Programs};
+use crate::payload::{self, BLOBS, BUILD, COMPONENTS, DEBIAN_KUBERNETES, Payload, Programs};
 use crate::run::{output, run};
 
 /// The versions that Debian's is stamped as: a patch release, and a minor.
@@ -33,7 +33,7 @@ pub(crate) struct Broken {
 pub(crate) fn chains(programs: &Programs, debian: &Payload, releases: &[Payload]) -> Result<Vec<Chain>> {
     let mut stamped = vec![debian.clone()];
     for version in STAMPS {
-        let name = format!("stamped-{version}-of-{DEBIAN_KUBERNETES}");
+        let name = format!("stamped-{version}-of-{DEBIAN_KUBERNETES}-{BUILD}");
         let binaries = stamp(version, &name)?;
         stamped.push(payload::from_binaries(
             programs,

@@ -90,7 +90,7 @@ pub(super) fn of(features: &Features) -> Vec<Manifest> {
     [
         definition(
             VERSION_UPDATES,
-            version_update,
+            &version_update,
             &[
                 text("Desired", ".spec.desiredVersion"),
                 text("Current", ".status.currentVersion"),
@@ -101,7 +101,7 @@ pub(super) fn of(features: &Features) -> Vec<Manifest> {
         ),
         definition(
             MACHINES,
-            machine,
+            &machine,
             &[
                 text("Role", ".status.role"),
                 text("Running", ".status.running.version"),
@@ -111,7 +111,7 @@ pub(super) fn of(features: &Features) -> Vec<Manifest> {
         ),
         definition(
             RELEASES,
-            release,
+            &release,
             &[
                 text("Version", ".spec.version"),
                 column("Verified", "boolean", ".status.verified"),
@@ -128,7 +128,7 @@ fn column(name: &str, kind: &str, path: &str) -> Value {
     json!({ "name": name, "type": kind, "jsonPath": path })
 }
 
-fn definition(resource: Resource, schema: Value, columns: &[Value]) -> Value {
+fn definition(resource: Resource, schema: &Value, columns: &[Value]) -> Value {
     let mut names = json!({
         "kind": resource.kind,
         "listKind": format!("{}List", resource.kind),

@@ -124,6 +124,8 @@ impl ApiServer {
                 "--allow-privileged=true".into(),
                 // No controller makes any.
                 "--disable-admission-plugins=ServiceAccount".into(),
+                "--max-requests-inflight=800".into(),
+                "--max-mutating-requests-inflight=400".into(),
             ],
         )?;
         let admin = Client::try_from(server.config(TOKEN))?;
@@ -175,6 +177,20 @@ impl ApiServer {
     /// A client that may do everything.
     pub(crate) fn admin(&self) -> Result<Client> {
         Ok(Client::try_from(self.config(TOKEN))?)
+    }
+
+    /// A kubeconfig of a user with a token, for a program.
+    pub(crate) fn kubeconfig(&self, token: &str) -> Result<PathBuf> {
+        let path = self.root.path().join("kubeconfig");
+        let content = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{ "name": "test", "cluster": {
+                "server": format!("https://{}:{API}", self.address), "insecure-skip-tls-verify": true } }],
+            "users": [{ "name": "test", "user": { "token": token } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": "test" } }],
+        });
+        fs::write(&path, content.to_string())?;
+        Ok(path)
     }
 
     /// Stops the API server's process, or lets it go on: then nothing answers for a while.

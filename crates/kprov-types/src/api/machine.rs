@@ -175,8 +175,10 @@ pub struct MachineFailure {
 #[serde(rename_all = "camelCase", default)]
 pub struct EtcdStatus {
     /// The image its static pod runs from, pinned by digest.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub image: String,
     /// Its version, as it says itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,
     /// It answers, knows a leader, and has a vote.
     pub healthy: bool,
@@ -215,7 +217,7 @@ pub struct ApiServerStatus {
     /// Whether it says that it is ready.
     pub ready: bool,
     /// The version it reports; empty until it answers.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
 }
 

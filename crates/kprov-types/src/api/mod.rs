@@ -67,6 +67,7 @@ pub struct Condition {
     /// Why, in one CamelCase word for programs.
     pub reason: String,
     /// Why, in words for people, and what to do.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// When the status was last another.
     pub last_transition_time: Timestamp,

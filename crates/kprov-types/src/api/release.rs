@@ -33,6 +33,7 @@ pub struct ReleaseStatus {
     /// Whether digest and signature were found good by the operator.
     pub verified: bool,
     /// By which key, or what is wrong.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
 

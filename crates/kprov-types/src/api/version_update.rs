@@ -175,8 +175,10 @@ pub struct VersionUpdateStatus {
     /// Whether the operator holds still because it was told to.
     pub paused: bool,
     /// For tables: `Idle`, `Preflight`, `Upgrading`, `Paused`, `Reverting`, `Blocked` or `Failed`.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub phase: String,
     /// For tables: what is being done or waited for, in a few words.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
     /// The conditions.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -248,6 +250,7 @@ pub struct ComponentStatus {
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
     /// Its kubelet's version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kubelet: String,
     /// What is being done with it, or what is wrong with it; empty where nothing is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -265,6 +268,7 @@ pub struct Finding {
     /// What was found.
     pub message: String,
     /// What to do about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub hint: String,
 }
 

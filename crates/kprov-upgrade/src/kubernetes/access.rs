@@ -14,12 +14,16 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
+use super::Effect;
 use super::cache::{Cache, Kind};
 use super::resources::Slim;
 use crate::cluster::ClusterError;
 
 /// One request may take this long. API servers that are being replaced answer within a second or not at all.
 const TRY: Duration = Duration::from_secs(10);
+
+/// How often a change is tried while others write the same object.
+const TRIES: usize = 3;
 
 /// Why a request came to nothing.
 #[derive(Debug)]
@@ -103,7 +107,6 @@ impl Access {
     }
 
     /// Makes a request that changes nothing.
-    #[expect(clippy::unused_self, reason = "reads and writes are asked for in the same way")]
     pub(super) async fn read<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
         bounded(request).await
     }
@@ -116,8 +119,29 @@ impl Access {
         bounded(request).await
     }
 
+    /// Makes a change again where the object it's about has changed meanwhile. After some tries the cluster counts as another
+    /// than was expected, and where the object is gone at once.
+    pub(super) async fn again<F: Future<Output = Result<Effect, Failure>>>(
+        &self,
+        change: impl Fn() -> F,
+    ) -> Result<Effect, ClusterError> {
+        for _ in 0..TRIES {
+            match change().await {
+                Ok(effect) => return Ok(effect),
+                Err(Failure::Conflict) => {}
+                Err(Failure::Missing) => break,
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        Ok(Effect::Stale)
+    }
+
     /// An object as it is now, with all its fields.
-    pub(super) async fn get<S, T, F>(&self, kind: &Kind<S, T, F>, name: &str) -> Result<Option<DynamicObject>, ClusterError> {
+    pub(super) async fn get<S, T, F>(
+        &self,
+        kind: &Kind<S, T, F>,
+        name: &str,
+    ) -> Result<Option<DynamicObject>, ClusterError> {
         let api: Api<DynamicObject> = kind.api(&self.client);
         optional(self.read(api.get(name)).await)
     }
@@ -181,7 +205,10 @@ impl Access {
     /// Makes an object as given, whoever else has a say in it (server-side apply).
     pub(super) async fn apply(&self, resource: &ApiResource, object: &Value) -> Result<(), ClusterError> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let (name, namespace) = (text(&object["metadata"]["name"]), text(&object["metadata"]["namespace"]));
+        let (name, namespace) = (
+            text(&object["metadata"]["name"]),
+            text(&object["metadata"]["namespace"]),
+        );
         let api: Api<DynamicObject> = if namespace.is_empty() {
             Api::all_with(self.client.clone(), resource)
         } else {

@@ -1,17 +1,19 @@
 //! Actions on the API. Each looks at the object as it is now, compares it with what the action expects, and writes only that
 //! version of it: where anything has changed since, it's [`Outcome::Stale`].
 
+use std::sync::atomic::Ordering;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kprov_bootstrap::manifests::{NAMESPACE, SETTINGS_CONFIG_MAP, SETTINGS_KEY};
 use kprov_types::MachineName;
 use kprov_types::api::{Failure as FailedRelease, HistoryEntry, ReleaseRef, VERSION_UPDATE, VersionUpdateStatus};
+use kprov_types::node::ControlPlaneSettings;
 use kube::Api;
 use kube::api::{DeleteParams, LogParams, Preconditions};
 use serde::Deserialize as _;
 use serde_json::json;
 
-use super::{Effect, KubeCluster};
 use super::access::{Failure, Part, optional};
 use super::cache::{PODS, SETTINGS, UPDATES};
 use super::events::Note;
@@ -19,6 +21,7 @@ use super::facts::{self, UpdateFacts};
 use super::observe;
 use super::orders::Order;
 use super::resources::{SlimAny, SlimPod};
+use super::{Effect, KubeCluster};
 use crate::cluster::{ClusterError, Outcome};
 use crate::model::{Action, Workload};
 
@@ -49,15 +52,12 @@ impl KubeCluster {
                     release: release.clone(),
                     current,
                 };
-                let mut outcome = Outcome::Done;
-                for machine in machines {
-                    if self.order(machine, &order).await? == Effect::Stale {
-                        outcome = Outcome::Stale;
-                    }
-                }
-                Ok(outcome)
+                self.order_all(machines.iter().cloned(), &order).await
             }
-            Action::Snapshot { machine, name } => Ok(self.order(machine, &Order::Snapshot { name: name.clone() }).await?.into()),
+            Action::Snapshot { machine, name } => Ok(self
+                .order(machine, &Order::Snapshot { name: name.clone() })
+                .await?
+                .into()),
             Action::Standby {
                 machine,
                 release,
@@ -85,11 +85,7 @@ impl KubeCluster {
                 let note = Note::warning("RollBackStarted", format!("`{}` goes back to {to}", workload.as_str()));
                 Ok(self.told(effect, note).await)
             }
-            Action::Replace {
-                workload,
-                pod,
-                machine,
-            } => self.replace(*workload, pod, machine).await,
+            Action::Replace { workload, pod, machine } => self.replace(*workload, pod, machine).await,
             Action::Cordon { machine } => Ok(self.cordon(machine).await?.into()),
             Action::Drain { machine, force } => self.evict(machine, *force).await,
             Action::Uncordon { machine } => {
@@ -137,7 +133,10 @@ impl KubeCluster {
     ) -> Result<Effect, ClusterError> {
         let policy = {
             let facts = self.cache.facts();
-            facts.updates.get(VERSION_UPDATE).map(|update| observe::wanted(update).0.policy)
+            facts
+                .updates
+                .get(VERSION_UPDATE)
+                .map(|update| observe::wanted(update).0.policy)
         };
         let Some(policy) = policy else { return Ok(Effect::Stale) };
         let order = Order::Run {
@@ -222,7 +221,11 @@ impl KubeCluster {
                 halted,
                 ..
             } = failure;
-            let next = if *halted { "nothing more is begun" } else { "everything goes back" };
+            let next = if *halted {
+                "nothing more is begun"
+            } else {
+                "everything goes back"
+            };
             let note = format!("{release}: {component} `{instance}`: {message}; {next}");
             let mut status = update.status.clone();
             status.failure = Some(FailedRelease {
@@ -296,6 +299,19 @@ impl KubeCluster {
 
     async fn reverted(&self, release: &ReleaseRef) -> Result<Outcome, ClusterError> {
         let current = self.current()?;
+        // A next try fetches it afresh.
+        let told: Vec<MachineName> = {
+            let facts = self.cache.facts();
+            let machines = facts.machines.iter();
+            let told = machines.filter(|(_, machine)| machine.spec.stage.contains(release));
+            told.filter_map(|(name, _)| MachineName::new(name).ok()).collect()
+        };
+        let order = Order::Unstage {
+            release: release.clone(),
+        };
+        if self.order_all(told, &order).await? == Outcome::Stale {
+            return Ok(Outcome::Stale);
+        }
         self.change_status(|update, _| {
             let mut status = update.status.clone();
             let failed = status.failure.as_mut().filter(|f| f.release == *release && !f.reverted);
@@ -311,7 +327,10 @@ impl KubeCluster {
                     ("Reverted", format!("{component} `{instance}`: {message}"))
                 }
                 None if status.hop_started.is_none() => return Change::None,
-                None => ("Abandoned", "another version was asked for before it was done".to_owned()),
+                None => (
+                    "Abandoned",
+                    "another version was asked for before it was done".to_owned(),
+                ),
             };
             let note = format!("everything is back at {} as it was before {release}", current.version);
             remember(&mut status, &current, release, outcome, message);
@@ -334,62 +353,74 @@ impl KubeCluster {
                 return Change::None;
             }
             let mut status = status.clone();
-            remember(&mut status, &before, release, "Completed", String::new());
+            // Finishing where it began is going back because another version was asked for.
+            let (outcome, note) = if *release == before {
+                let back = format!("everything is back at {release}, as was asked for");
+                ("Abandoned", Note::new("Abandoned", back))
+            } else {
+                (
+                    "Completed",
+                    Note::new("HopFinished", format!("the cluster runs {release}")),
+                )
+            };
+            remember(&mut status, &before, release, outcome, String::new());
             status.current_version = Some(release.version.to_string());
             status.current_release = Some(release.digest.clone());
             status.failure = None;
-            let note = Note::new("HopFinished", format!("the cluster runs {release}"));
             Change::To(Box::new(status), note)
         })
         .await
     }
 
     async fn write_settings(&self, release: &ReleaseRef) -> Result<Outcome, ClusterError> {
-        let settings = self.settings()?;
-        if settings.release_digest == release.digest {
-            return Ok(Outcome::Done);
-        }
-        let Some(live) = self.access.get(&SETTINGS, SETTINGS_CONFIG_MAP).await? else {
-            return Ok(Outcome::Stale);
-        };
-        let text = live.data["data"][SETTINGS_KEY].as_str().unwrap_or_default();
-        let settings: kprov_types::node::ControlPlaneSettings =
-            serde_json::from_str(text).map_err(|error| ClusterError::Refused {
+        let manifest = self.manifest(release)?;
+        let change = async || {
+            let live = self
+                .access
+                .get(&SETTINGS, SETTINGS_CONFIG_MAP)
+                .await?
+                .ok_or(Failure::Missing)?;
+            let text = live.data["data"][SETTINGS_KEY].as_str().unwrap_or_default();
+            let settings: ControlPlaneSettings = serde_json::from_str(text).map_err(|error| ClusterError::Refused {
                 why: format!("ConfigMap `{SETTINGS_CONFIG_MAP}` can't be read: {error}"),
             })?;
-        let settings = settings.with_release(self.manifest(release)?, release.digest.clone());
-        let mut after = serde_json::to_value(&live).unwrap_or_default();
-        after["data"][SETTINGS_KEY] = json!(json!(settings).to_string());
-        match self.access.change(&SETTINGS, &live, &after, Part::Object).await {
-            Ok(()) => Ok(Outcome::Done),
-            Err(Failure::Conflict | Failure::Missing) => Ok(Outcome::Stale),
-            Err(failure) => Err(failure.into()),
-        }
+            if settings.release_digest == release.digest {
+                return Ok(Effect::Already);
+            }
+            let settings = settings.with_release(manifest.clone(), release.digest.clone());
+            let mut after = serde_json::to_value(&live).unwrap_or_default();
+            after["data"][SETTINGS_KEY] = json!(json!(settings).to_string());
+            self.access.change(&SETTINGS, &live, &after, Part::Object).await?;
+            Ok(Effect::Changed)
+        };
+        Ok(self.access.again(change).await?.into())
     }
 
     /// Changes the status of the VersionUpdate as it is now. `decide` is given the object, and which generation of it was
     /// planned for.
     async fn change_status(&self, decide: impl Fn(&UpdateFacts, i64) -> Change) -> Result<Outcome, ClusterError> {
-        let generation = self.generation.load(std::sync::atomic::Ordering::Relaxed);
-        let Some(live) = self.access.get(&UPDATES, VERSION_UPDATE).await? else {
-            return Ok(Outcome::Stale);
+        let generation = self.generation.load(Ordering::Relaxed);
+        let decide = &decide;
+        let change = async || {
+            let live = self
+                .access
+                .get(&UPDATES, VERSION_UPDATE)
+                .await?
+                .ok_or(Failure::Missing)?;
+            let mut after = serde_json::to_value(&live).unwrap_or_default();
+            let unreadable = |error: serde_json::Error| ClusterError::Refused { why: error.to_string() };
+            let seen = facts::update(&SlimAny::deserialize(&after).map_err(unreadable)?);
+            let (status, note) = match decide(&seen, generation) {
+                Change::None => return Ok(Effect::Already),
+                Change::Stale => return Ok(Effect::Stale),
+                Change::To(status, note) => (status, note),
+            };
+            after["status"] = json!(status);
+            self.access.change(&UPDATES, &live, &after, Part::Status).await?;
+            self.tell(note).await;
+            Ok(Effect::Changed)
         };
-        let mut after = serde_json::to_value(&live).unwrap_or_default();
-        let refused = |error: serde_json::Error| ClusterError::Refused { why: error.to_string() };
-        let seen = facts::update(&SlimAny::deserialize(&after).map_err(refused)?);
-        let (status, note) = match decide(&seen, generation) {
-            Change::None => return Ok(Outcome::Done),
-            Change::Stale => return Ok(Outcome::Stale),
-            Change::To(status, note) => (status, note),
-        };
-        after["status"] = json!(status);
-        match self.access.change(&UPDATES, &live, &after, Part::Status).await {
-            Ok(()) => {}
-            Err(Failure::Conflict | Failure::Missing) => return Ok(Outcome::Stale),
-            Err(failure) => return Err(failure.into()),
-        }
-        self.tell(note).await;
-        Ok(Outcome::Done)
+        Ok(self.access.again(change).await?.into())
     }
 }
 
@@ -397,13 +428,7 @@ impl KubeCluster {
 const KUBELET: &str = "kubelet";
 
 /// Writes an ended hop into the history.
-fn remember(
-    status: &mut VersionUpdateStatus,
-    from: &ReleaseRef,
-    release: &ReleaseRef,
-    outcome: &str,
-    message: String,
-) {
+fn remember(status: &mut VersionUpdateStatus, from: &ReleaseRef, release: &ReleaseRef, outcome: &str, message: String) {
     let now = Timestamp::now();
     status.history.push(HistoryEntry {
         from: Some(from.version.to_string()),
@@ -420,7 +445,10 @@ fn remember(
 
 fn tail(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].iter().map(|line| cut(line)).collect()
+    lines[lines.len().saturating_sub(LOG_LINES)..]
+        .iter()
+        .map(|line| cut(line))
+        .collect()
 }
 
 fn cut(line: &str) -> String {
@@ -453,7 +481,7 @@ mod tests {
 
     #[test]
     fn last_words_are_short() {
-        let text: String = (0..40).map(|i| format!("line {i}\n\n")).collect();
+        let text = (0..40).map(|i| format!("line {i}\n")).collect::<Vec<_>>().join("\n");
         let lines = tail(&text);
         assert_eq!(lines.len(), LOG_LINES);
         assert_eq!(lines[14], "line 39");

@@ -12,16 +12,16 @@ use futures::{Stream, StreamExt as _};
 use kprov_bootstrap::manifests::{NAMESPACE, SETTINGS_CONFIG_MAP};
 use kprov_types::api::RELEASE_KEYS_CONFIG_MAP;
 use kube::api::{Api, ListParams};
+use kube::core::{ApiResource, DynamicResourceScope};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_objects};
-use kube::core::{ApiResource, DynamicResourceScope};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::facts::{
-    MachineFacts, NodeFacts, PodFacts, ReleaseFacts, UpdateFacts, WorkloadFacts, machine, map, node, pod, release, update,
-    workload,
+    MachineFacts, NodeFacts, PodFacts, ReleaseFacts, UpdateFacts, WorkloadFacts, machine, map, node, pod, release,
+    update, workload,
 };
 use super::resources::{self, Slim, apps, core};
 
@@ -76,7 +76,7 @@ impl<F: PartialEq> Store<F> {
     /// Takes an event of the watch; returns whether anything that is kept has changed.
     fn take(&mut self, event: Event<(String, Entry<F>)>) -> bool {
         match event {
-            Event::Apply((name, entry)) => self.set(name, entry),
+            Event::Apply((name, entry)) => self.set(&name, entry),
             Event::Delete((name, _)) => self.entries.remove(&name).is_some(),
             Event::Init => {
                 self.listing.clear();
@@ -100,21 +100,25 @@ impl<F: PartialEq> Store<F> {
         }
     }
 
-    fn set(&mut self, name: String, entry: Entry<F>) -> bool {
-        if let Some(known) = self.entries.get(&name)
+    fn set(&mut self, name: &str, entry: Entry<F>) -> bool {
+        if let Some(known) = self.entries.get(name)
             && known.uid == entry.uid
             && known.version > entry.version
             && entry.version != 0
         {
             return false;
         }
-        let old = self.entries.insert(name.clone(), entry);
-        old.is_none_or(|old| self.entries.get(&name).is_none_or(|new| new.facts != old.facts))
+        if let Some(known) = self.entries.get_mut(name) {
+            let old = std::mem::replace(known, entry);
+            return old.facts != known.facts;
+        }
+        self.entries.insert(name.to_owned(), entry);
+        true
     }
 
     /// Takes what the API gave back for a write. An object that isn't known any more stays so: the watch is ahead.
-    fn wrote(&mut self, name: String, entry: Entry<F>) -> bool {
-        match self.entries.get(&name) {
+    fn wrote(&mut self, name: &str, entry: Entry<F>) -> bool {
+        match self.entries.get(name) {
             Some(known) if known.uid == entry.uid => self.set(name, entry),
             _ => false,
         }
@@ -205,7 +209,7 @@ impl Cache {
     /// Takes what a write of a kind gave back.
     pub(super) fn wrote<S, T, F: PartialEq>(&self, kind: &Kind<S, T, F>, object: &Slim<S, T>) {
         let (name, entry) = kind.entry(object);
-        self.change(|facts| (kind.store)(facts).wrote(name, entry));
+        self.change(|facts| (kind.store)(facts).wrote(&name, entry));
     }
 }
 
@@ -403,7 +407,7 @@ impl<S: Default + DeserializeOwned, T: Default + DeserializeOwned, F: PartialEq>
         for object in objects {
             let object = serde_json::from_value(object).unwrap();
             let (name, entry) = self.entry(&object);
-            (self.store)(facts).set(name, entry);
+            (self.store)(facts).set(&name, entry);
         }
     }
 }
@@ -463,15 +467,15 @@ mod tests {
     fn a_write_is_seen_at_once_and_never_undone_by_an_older_event() {
         let mut store = Store::default();
         store.take(Event::Apply(entry("a", 5, 1)));
-        assert!(store.wrote("a".into(), entry("a", 7, 2).1));
+        assert!(store.wrote("a", entry("a", 7, 2).1));
         assert!(!store.take(Event::Apply(entry("a", 6, 1))));
         assert_eq!(store.get("a"), Some(&2));
         // An object of the same name that was made since.
         let mut other = entry("a", 6, 9);
         other.1.uid = "v".into();
         assert!(store.take(Event::Apply(other)));
-        assert!(!store.wrote("a".into(), entry("a", 9, 3).1), "a write to the old one");
-        assert!(!store.wrote("gone".into(), entry("gone", 9, 3).1));
+        assert!(!store.wrote("a", entry("a", 9, 3).1), "a write to the old one");
+        assert!(!store.wrote("gone", entry("gone", 9, 3).1));
         assert_eq!(store.get("a"), Some(&9));
     }
 }

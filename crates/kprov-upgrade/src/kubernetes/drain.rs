@@ -15,11 +15,11 @@ use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Effect, KubeCluster};
 use super::access::{Failure, Part};
 use super::cache::{Facts, NODES};
 use super::facts::{MIRROR_ANNOTATION, PLANE_LABEL};
 use super::resources::{Selector, SlimBudget, SlimPod, Taint, Toleration, core};
+use super::{Effect, KubeCluster};
 use crate::cluster::{ClusterError, Outcome};
 use crate::model::{Drain, Workload};
 
@@ -71,10 +71,15 @@ pub(super) fn drain(pods: &[SlimPod], spent: &[Spent], shelters: &[Vec<Taint>]) 
         let held = spent
             .iter()
             .find(|b| Some(&b.namespace) == pod.metadata.namespace.as_ref() && b.selector.matches(&labels));
-        if let Some(Spent { namespace, name: budget, .. }) = held.filter(|_| !pod.leaving()) {
-            drain
-                .blocked
-                .push(format!("PodDisruptionBudget `{namespace}/{budget}` lets pod `{name}` not go now"));
+        if let Some(Spent {
+            namespace,
+            name: budget,
+            ..
+        }) = held.filter(|_| !pod.leaving())
+        {
+            drain.blocked.push(format!(
+                "PodDisruptionBudget `{namespace}/{budget}` lets pod `{name}` not go now"
+            ));
         }
         drain.leaving += usize::from(pod.leaving());
         drain.remaining.insert(name);
@@ -83,12 +88,18 @@ pub(super) fn drain(pods: &[SlimPod], spent: &[Spent], shelters: &[Vec<Taint>]) 
 }
 
 fn full_name(pod: &SlimPod) -> String {
-    format!("{}/{}", pod.metadata.namespace.as_deref().unwrap_or_default(), pod.name())
+    format!(
+        "{}/{}",
+        pod.metadata.namespace.as_deref().unwrap_or_default(),
+        pod.name()
+    )
 }
 
 fn has_to_leave(pod: &SlimPod, shelters: &[Vec<Taint>]) -> bool {
     let owners = pod.metadata.owner_references.iter().flatten();
-    let of_daemon_set = owners.into_iter().any(|o| o.controller == Some(true) && o.kind == "DaemonSet");
+    let of_daemon_set = owners
+        .into_iter()
+        .any(|o| o.controller == Some(true) && o.kind == "DaemonSet");
     let mirror = pod.annotation(MIRROR_ANNOTATION).is_some();
     let finished = matches!(pod.status.phase.as_str(), "Succeeded" | "Failed");
     // The control plane and the operator are rolled, never moved: they're what does the moving.
@@ -226,10 +237,13 @@ impl KubeCluster {
         decide: impl Fn(bool, bool) -> NodeChange,
     ) -> Result<Effect, ClusterError> {
         // Kubelets write their Node every few seconds, which says nothing against this.
-        for _ in 0..3 {
-            let Some(before) = self.access.get(&NODES, machine.as_str()).await? else {
-                return Ok(Effect::Stale);
-            };
+        let decide = &decide;
+        let change = async || {
+            let before = self
+                .access
+                .get(&NODES, machine.as_str())
+                .await?
+                .ok_or(Failure::Missing)?;
             let unschedulable = before.data["spec"]["unschedulable"] == json!(true);
             let annotations = before.metadata.annotations.as_ref();
             let ours = annotations.is_some_and(|a| a.contains_key(CORDONED_ANNOTATION));
@@ -241,14 +255,10 @@ impl KubeCluster {
             let mut after = serde_json::to_value(&before).unwrap_or_default();
             after["spec"]["unschedulable"] = unschedulable;
             after["metadata"]["annotations"][CORDONED_ANNOTATION] = since;
-            match self.access.change(&NODES, &before, &after, Part::Object).await {
-                Ok(()) => return Ok(Effect::Changed),
-                Err(Failure::Conflict) => {}
-                Err(Failure::Missing) => break,
-                Err(failure) => return Err(failure.into()),
-            }
-        }
-        Ok(Effect::Stale)
+            self.access.change(&NODES, &before, &after, Part::Object).await?;
+            Ok(Effect::Changed)
+        };
+        self.access.again(change).await
     }
 
     /// Asks for the eviction of all pods that have to leave a machine. What budgets hold back is left for the next time, or
@@ -266,7 +276,9 @@ impl KubeCluster {
         let pods = self.pods_on(machine).await?;
         let mut leave = pods;
         leave.retain(|pod| has_to_leave(pod, &shelters) && !pod.leaving());
-        let evictions = stream::iter(leave).map(|pod| self.evict_pod(pod, force)).buffer_unordered(AT_ONCE);
+        let evictions = stream::iter(leave)
+            .map(|pod| self.evict_pod(pod, force))
+            .buffer_unordered(AT_ONCE);
         let results: Vec<Result<(), ClusterError>> = evictions.collect().await;
         // All are tried before the first failure is told.
         results.into_iter().collect::<Result<(), _>>()?;
@@ -358,9 +370,13 @@ mod tests {
             daemon,
             replica,
             pod("bare", |_| ()),
-            pod("mirror", |p| p["metadata"]["annotations"] = json!({ MIRROR_ANNOTATION: "x" })),
+            pod("mirror", |p| {
+                p["metadata"]["annotations"] = json!({ MIRROR_ANNOTATION: "x" });
+            }),
             pod("done", |p| p["status"]["phase"] = json!("Succeeded")),
-            pod("leaving", |p| p["metadata"]["deletionTimestamp"] = json!("2026-05-01T12:00:00Z")),
+            pod("leaving", |p| {
+                p["metadata"]["deletionTimestamp"] = json!("2026-05-01T12:00:00Z");
+            }),
             pod("apiserver", |p| {
                 p["metadata"]["namespace"] = json!("kube-system");
                 p["metadata"]["labels"] = json!({ PLANE_LABEL: "self-hosted" });
@@ -370,7 +386,9 @@ mod tests {
                 p["metadata"]["labels"] = json!({ NAME_LABEL: "kprov-operator" });
             }),
             // The same label elsewhere is no licence to stay.
-            pod("imitator", |p| p["metadata"]["labels"] = json!({ PLANE_LABEL: "self-hosted" })),
+            pod("imitator", |p| {
+                p["metadata"]["labels"] = json!({ PLANE_LABEL: "self-hosted" });
+            }),
         ];
         let left = drain(&pods, &[], &[Vec::new()]);
         let names: Vec<&str> = left.remaining.iter().map(String::as_str).collect();
@@ -383,12 +401,15 @@ mod tests {
     fn only_where_the_pod_may_go() {
         let plain = pod("plain", |_| ());
         let any = pod("any", |p| p["spec"]["tolerations"] = json!([{ "operator": "Exists" }]));
-        let one = pod("one", |p| p["spec"]["tolerations"] = json!([{ "key": "a", "operator": "Exists", "effect": "NoSchedule" }]));
-        let valued = pod("valued", |p| p["spec"]["tolerations"] = json!([{ "key": "a", "value": "x" }]));
+        let one = pod("one", |p| {
+            p["spec"]["tolerations"] = json!([{ "key": "a", "operator": "Exists", "effect": "NoSchedule" }]);
+        });
+        let valued = pod("valued", |p| {
+            p["spec"]["tolerations"] = json!([{ "key": "a", "value": "x" }]);
+        });
         let pods = [plain, any, one, valued];
-        let remaining = |taints: &[Taint]| -> Vec<String> {
-            drain(&pods, &[], &[taints.to_vec()]).remaining.into_iter().collect()
-        };
+        let remaining =
+            |taints: &[Taint]| -> Vec<String> { drain(&pods, &[], &[taints.to_vec()]).remaining.into_iter().collect() };
         assert_eq!(remaining(&[taint("a")]), ["shop/any", "shop/one"]);
         assert_eq!(remaining(&[taint("a"), taint("b")]), ["shop/any"]);
         let soft = Taint {
@@ -412,7 +433,13 @@ mod tests {
             ["PodDisruptionBudget `shop/web` lets pod `shop/web` not go now"]
         );
         assert!(blocked(&[budget("shop", 1), budget("other", 0)]).is_empty());
-        let leaving = [pod("web", |p| p["metadata"]["deletionTimestamp"] = json!("2026-05-01T12:00:00Z"))];
-        assert!(drain(&leaving, &spent(&[budget("shop", 0)]), &[Vec::new()]).blocked.is_empty());
+        let leaving = [pod("web", |p| {
+            p["metadata"]["deletionTimestamp"] = json!("2026-05-01T12:00:00Z");
+        })];
+        assert!(
+            drain(&leaving, &spent(&[budget("shop", 0)]), &[Vec::new()])
+                .blocked
+                .is_empty()
+        );
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use kprov_bootstrap::manifests;
 use kprov_bootstrap::versions::Features;
@@ -26,7 +27,10 @@ use super::status::set_condition;
 use crate::cluster::ClusterError;
 
 /// Nobody else writes the addresses of Service `kubernetes`; should somebody, they're put right after this time.
-const AGAIN: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_mins(1);
+
+/// Machines that are made at the same time.
+const AT_ONCE: usize = 16;
 
 /// The addresses that were written last, and when.
 #[derive(Debug, Default)]
@@ -36,7 +40,8 @@ pub(super) struct Endpoints {
 
 /// The addresses of control-plane machines whose front leads to an API server that is ready.
 fn addresses(facts: &Facts) -> Vec<IpAddr> {
-    let control_plane = observe::machines(facts).filter(|(_, node, machine)| role(node, *machine) == Role::ControlPlane);
+    let control_plane =
+        observe::machines(facts).filter(|(_, node, machine)| role(node, *machine) == Role::ControlPlane);
     let serving = control_plane.filter(|(name, _, _)| api_server_answers(facts, name));
     serving.filter_map(|(_, node, _)| node.address).collect()
 }
@@ -102,35 +107,37 @@ impl KubeCluster {
 
     async fn ensure_machines(&self) -> Result<(), ClusterError> {
         let missing = without_machine(&self.cache.facts());
-        for (name, uid) in missing {
-            let owner = json!([{ "apiVersion": "v1", "kind": "Node", "name": name, "uid": uid }]);
-            // The rights come first: the Machine shows that they are there.
-            for mut object in manifests::machine_access(&name) {
-                object["metadata"]["ownerReferences"] = owner.clone();
-                let resource = match object["kind"].as_str() {
-                    Some("ClusterRole") => rbac("ClusterRole", "clusterroles"),
-                    _ => rbac("ClusterRoleBinding", "clusterrolebindings"),
-                };
-                self.access.apply(&resource, &object).await?;
-            }
-            let resource = machine_kind();
-            let object = json!({
-                "apiVersion": resource.api_version,
-                "kind": resource.kind,
-                "metadata": { "name": name, "ownerReferences": owner },
-                "spec": MachineSpec::default(),
-            });
-            let object: DynamicObject = serde_json::from_value(object).map_err(|error| ClusterError::Refused {
-                why: error.to_string(),
-            })?;
-            let api: Api<DynamicObject> = Api::all_with(self.access.client.clone(), &resource);
-            match self.access.write(api.create(&PostParams::default(), &object)).await {
-                // Somebody was faster.
-                Ok(_) | Err(Failure::Conflict) => {}
-                Err(failure) => return Err(failure.into()),
-            }
+        let machines = stream::iter(missing).map(async |(name, uid)| self.make_machine(&name, &uid).await);
+        let made: Vec<Result<(), ClusterError>> = machines.buffer_unordered(AT_ONCE).collect().await;
+        made.into_iter().collect()
+    }
+
+    async fn make_machine(&self, name: &MachineName, uid: &str) -> Result<(), ClusterError> {
+        let owner = json!([{ "apiVersion": "v1", "kind": "Node", "name": name, "uid": uid }]);
+        // The rights come first: the Machine shows that they are there.
+        for mut object in manifests::machine_access(name) {
+            object["metadata"]["ownerReferences"] = owner.clone();
+            let resource = match object["kind"].as_str() {
+                Some("ClusterRole") => rbac("ClusterRole", "clusterroles"),
+                _ => rbac("ClusterRoleBinding", "clusterrolebindings"),
+            };
+            self.access.apply(&resource, &object).await?;
         }
-        Ok(())
+        let resource = machine_kind();
+        let object = json!({
+            "apiVersion": resource.api_version,
+            "kind": resource.kind,
+            "metadata": { "name": name, "ownerReferences": owner },
+            "spec": MachineSpec::default(),
+        });
+        let object: DynamicObject =
+            serde_json::from_value(object).map_err(|error| ClusterError::Refused { why: error.to_string() })?;
+        let api: Api<DynamicObject> = Api::all_with(self.access.client.clone(), &resource);
+        match self.access.write(api.create(&PostParams::default(), &object)).await {
+            // Somebody was faster.
+            Ok(_) | Err(Failure::Conflict) => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// Service `kubernetes` leads to the machines whose API answers; if none does, to those that did last.
@@ -150,7 +157,10 @@ impl KubeCluster {
             .apply(&core("Endpoints", "endpoints"), &manifests::api_endpoints(&addresses))
             .await?;
         let slice: Value = manifests::api_endpoint_slice(&addresses, &features);
-        let (group, version) = slice["apiVersion"].as_str().and_then(|v| v.split_once('/')).unwrap_or_default();
+        let (group, version) = slice["apiVersion"]
+            .as_str()
+            .and_then(|v| v.split_once('/'))
+            .unwrap_or_default();
         let kind = GroupVersionKind::gvk(group, version, "EndpointSlice");
         let resource = ApiResource::from_gvk_with_plural(&kind, "endpointslices");
         self.access.apply(&resource, &slice).await?;

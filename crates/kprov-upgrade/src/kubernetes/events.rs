@@ -73,7 +73,18 @@ impl Events {
             action: "Upgrade".into(),
             secondary: None,
         };
-        match timeout(TRY, self.0.publish(&event, &regarding)).await {
+        let publish = async {
+            match self.0.publish(&event, &regarding).await {
+                // Older API servers take every kind that they don't know themselves for one that has namespaces.
+                Err(kube::Error::Api(status)) if status.code == 422 => {
+                    let namespace = Some("default".to_owned());
+                    let regarding = ObjectReference { namespace, ..regarding };
+                    self.0.publish(&event, &regarding).await
+                }
+                outcome => outcome,
+            }
+        };
+        match timeout(TRY, publish).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(reason, %error, "an Event could not be written"),
             Err(_) => tracing::warn!(reason, "an Event was not taken in time"),

@@ -149,7 +149,10 @@ fn trouble(container: &ContainerStatus) -> Option<String> {
             _ => None,
         };
     }
-    let terminated = state.terminated.as_ref().filter(|_| container.restart_count >= RESTARTS);
+    let terminated = state
+        .terminated
+        .as_ref()
+        .filter(|_| container.restart_count >= RESTARTS);
     terminated.map(crashed)
 }
 
@@ -182,7 +185,9 @@ pub(super) fn workload(object: &SlimWorkload) -> WorkloadFacts {
     let container = template.spec.containers.first();
     WorkloadFacts {
         template: release_of(Some(&template.metadata.annotations)),
-        previous: object.annotation(REPLACED_ANNOTATION).and_then(|text| serde_json::from_str(text).ok()),
+        previous: object
+            .annotation(REPLACED_ANNOTATION)
+            .and_then(|text| serde_json::from_str(text).ok()),
         image: container.map(|c| c.image.clone()).unwrap_or_default(),
         revision: label.and_then(|r| r.parse().ok()).unwrap_or(0),
         rolled: object.annotation(ROLLED_ANNOTATION).and_then(|t| t.parse().ok()),
@@ -204,11 +209,12 @@ pub(super) fn machine(object: &SlimAny) -> MachineFacts {
     let name = object.name();
     let warn = |part: &str, why: &str| tracing::warn!(machine = name, why, "the {part} of a Machine can't be read");
     MachineFacts {
-        spec: read(&object.spec).unwrap_or_else(|why| {
-            warn("spec", &why);
-            None
-        })
-        .unwrap_or_default(),
+        spec: read(&object.spec)
+            .unwrap_or_else(|why| {
+                warn("spec", &why);
+                None
+            })
+            .unwrap_or_default(),
         status: read(&object.status).unwrap_or_else(|why| {
             warn("status", &why);
             None

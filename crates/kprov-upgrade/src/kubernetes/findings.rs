@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use kprov_types::api::{Finding, ReleaseRef};
 use kprov_types::Role;
+use kprov_types::api::{Finding, ReleaseRef};
 use kube::Client;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -25,7 +25,7 @@ use crate::preflight::{self, Hop, Inputs, NodeSeen};
 /// How long findings count as fresh while nothing has begun.
 const FRESH: Duration = Duration::from_secs(15);
 /// How long they count once a hop has begun, and only machines fetch a release.
-const BEGUN: Duration = Duration::from_secs(120);
+const BEGUN: Duration = Duration::from_mins(2);
 /// When it's asked again after it could not be.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -66,7 +66,11 @@ impl KubeCluster {
         if !plan.waiting.iter().any(|w| matches!(w, Waiting::Preflight { .. })) {
             return None;
         }
-        let fresh = if input.observed.hop_started.is_some() { BEGUN } else { FRESH };
+        let fresh = if input.observed.hop_started.is_some() {
+            BEGUN
+        } else {
+            FRESH
+        };
         let known = {
             let found = self.asking.found.lock().await;
             let known = found.as_ref().filter(|found| found.hops == plan.hops);
@@ -158,7 +162,9 @@ impl KubeCluster {
 
     /// A client of each API server, where they can be told apart.
     fn api_servers(&self) -> Vec<Client> {
-        let Some(connect) = &self.connect else { return Vec::new() };
+        let Some(connect) = &self.connect else {
+            return Vec::new();
+        };
         let facts = self.cache.facts();
         let control_plane = observe::machines(&facts).filter(|(_, node, m)| role(node, *m) == Role::ControlPlane);
         let addresses = control_plane.filter_map(|(_, node, _)| node.address);

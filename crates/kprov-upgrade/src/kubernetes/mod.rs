@@ -7,6 +7,7 @@
 mod access;
 mod act;
 mod cache;
+mod carry_over;
 mod drain;
 mod ensure;
 mod events;
@@ -92,7 +93,8 @@ impl From<Effect> for Outcome {
 
 impl KubeCluster {
     /// Watches a cluster. `permit` says whether this operator leads, with time enough for a request (10 s at most); it's asked
-    /// before every write. Has to be called inside a tokio runtime.
+    /// before every write. `client` must not retry by itself (`kube::Config::default_retry`): the API answers 429 to an
+    /// eviction that a budget is against, which is an answer. Has to be called inside a tokio runtime.
     pub fn watch(client: Client, permit: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         let mut cluster = Self::new(client, Arc::new(permit));
         macro_rules! follow {
@@ -101,7 +103,17 @@ impl KubeCluster {
                 cluster.watches.spawn(async move { $kind.follow(&client, &cache).await });
             )*};
         }
-        follow!(NODES, PODS, DAEMON_SETS, DEPLOYMENTS, MACHINES, RELEASES, UPDATES, SETTINGS, KEYS);
+        follow!(
+            NODES,
+            PODS,
+            DAEMON_SETS,
+            DEPLOYMENTS,
+            MACHINES,
+            RELEASES,
+            UPDATES,
+            SETTINGS,
+            KEYS
+        );
         cluster
     }
 
@@ -126,8 +138,10 @@ impl KubeCluster {
                 KEYS.list(client, cache),
             )
         };
-        let listed = timeout(SYNC, lists).await;
-        listed.map_err(|_| ClusterError::Lost(Box::new(NotSynced)))?.map_err(Failure::from)?;
+        let listed = timeout(SYNC, Box::pin(lists)).await;
+        listed
+            .map_err(|_| ClusterError::Lost(Box::new(NotSynced)))?
+            .map_err(Failure::from)?;
         Ok(cluster)
     }
 
@@ -190,7 +204,12 @@ impl KubeCluster {
         };
         let meant = update.spec.as_ref().ok().and_then(|spec| spec.release.as_ref());
         let in_use = observe::in_use(&facts, update);
-        releases::choose(checked.values().map(|checked| &**checked), &in_use, &update.desired, meant)
+        releases::choose(
+            checked.values().map(|checked| &**checked),
+            &in_use,
+            &update.desired,
+            meant,
+        )
     }
 
     /// Reads the VersionUpdate itself: what is asked for counts as it is now, and where the API doesn't answer, no picture is
@@ -293,7 +312,13 @@ impl KubeCluster {
         let Ok(seen) = seen else { return Ok(()) };
         // The picture is of another: an action, or another operator, was faster. The next report is right again.
         let acted = |status: &VersionUpdateStatus| {
-            json!([status.current_version, status.current_release, status.hop_started, status.failure, status.history])
+            json!([
+                status.current_version,
+                status.current_release,
+                status.hop_started,
+                status.failure,
+                status.history
+            ])
         };
         if acted(&seen.status) != acted(previous) {
             return Ok(());

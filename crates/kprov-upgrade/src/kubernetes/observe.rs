@@ -12,7 +12,7 @@ use super::cache::Facts;
 use super::facts::{MachineFacts, NodeFacts, PodFacts, UpdateFacts, WorkloadFacts, role};
 use super::orders::went_back;
 use crate::model::{
-    Drain, EtcdSeen, Input, Instance, KnownRelease, MachineSeen, Observed, StandbySeen, Staged, Wanted, Workload,
+    Drain, EtcdSeen, Input, Instance, KnownRelease, MachineSeen, Observed, Staged, StandbySeen, Wanted, Workload,
     WorkloadSeen,
 };
 
@@ -184,13 +184,17 @@ fn machine_seen(
     let role = role(node, machine);
     let control_plane = role == Role::ControlPlane;
     let run = spec.and_then(|s| s.run.as_ref());
-    let staged = told.staged.iter().map(|s| {
+    let order_seen = spec.is_none_or(|spec| told.observed_order >= spec.order);
+    let staged = told.staged.iter().filter_map(|s| {
         let state = match (s.ready, s.bad) {
             (true, _) => Staged::Ready,
-            (false, true) => Staged::Bad(s.message.clone()),
             (false, false) => Staged::Fetching(s.message.clone()),
+            // What it says of an order that it was not given, or has not taken yet, is about an earlier try.
+            (false, true) if !spec.is_some_and(|spec| spec.stage.contains(&s.release)) => return None,
+            (false, true) if !order_seen => Staged::Fetching(String::new()),
+            (false, true) => Staged::Bad(s.message.clone()),
         };
-        (s.release.digest.clone(), state)
+        Some((s.release.digest.clone(), state))
     });
     MachineSeen {
         role,
@@ -203,7 +207,7 @@ fn machine_seen(
         kubelet: node.kubelet.clone().unwrap_or_else(|| current.clone()),
         running: told.running.clone(),
         ordered: run.map(|run| (run.release.clone(), run.since)),
-        order_seen: spec.is_none_or(|spec| told.observed_order >= spec.order),
+        order_seen,
         failure: spec.and_then(|spec| went_back(spec, told)).cloned(),
         stage_ordered: spec
             .map(|s| s.stage.iter().map(|r| r.digest.clone()).collect())
@@ -301,29 +305,38 @@ fn api_server_says(facts: &Facts, pod: &PodFacts, release: &ReleaseRef) -> bool 
     let Some(status) = machine.and_then(|m| m.status.as_ref()) else {
         return false;
     };
-    status
-        .api_servers
-        .iter()
-        .any(|server| server.revision == pod.revision && server.ready && same_version(&server.version, &release.version))
+    status.api_servers.iter().any(|server| {
+        server.revision == pod.revision && server.ready && same_version(&server.version, &release.version)
+    })
 }
 
-/// Whether an API server of a machine answers: its self-hosted one, or the standby.
+/// Whether an API server of a machine answers: its self-hosted one, or the standby. Of a machine that has told nothing yet its
+/// kubelet's word is taken: that it's silent is no reason to send nobody there.
 pub(super) fn api_server_answers(facts: &Facts, machine: &MachineName) -> bool {
     let told = facts.machines.get(machine.as_str()).and_then(|m| m.status.as_ref());
     let standby = told.and_then(|s| s.standby.as_ref()).is_some_and(|s| s.api_ready);
-    let of_machine = |pod: &&PodFacts| {
-        pod.workload == Some(Workload::ApiServer) && pod.machine.as_deref() == Some(machine.as_str()) && pod.ready
+    let said = |pod: &PodFacts| match (&pod.release, told) {
+        (Some(release), Some(_)) => api_server_says(facts, pod, release),
+        _ => true,
     };
-    let said = |pod: &PodFacts| match &pod.release {
-        Some(release) => api_server_says(facts, pod, release),
-        None => true,
+    let answers = |pod: &PodFacts| {
+        pod.workload == Some(Workload::ApiServer)
+            && pod.machine.as_deref() == Some(machine.as_str())
+            && pod.ready
+            && said(pod)
     };
-    standby || facts.pods.iter().map(|(_, pod)| pod).filter(of_machine).any(said)
+    standby || facts.pods.iter().any(|(_, pod)| answers(pod))
 }
 
 /// Whether a program's own word for its version means a version. Builds add to it (`v1.20.2+5feab0`).
 pub(super) fn same_version(told: &str, version: &KubernetesVersion) -> bool {
-    let plain = |text: &str| text.split('+').next().unwrap_or_default().trim_start_matches('v').to_owned();
+    let plain = |text: &str| {
+        text.split('+')
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches('v')
+            .to_owned()
+    };
     plain(told) == plain(&version.to_string())
 }
 

@@ -2,15 +2,21 @@
 
 use std::collections::BTreeSet;
 
+use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use kprov_types::MachineName;
 use kprov_types::api::{MachineFailure, MachineSpec, MachineStatus, ReleaseRef, RunOrder, SnapshotOrder, StandbyOrder};
+use kube::api::DynamicObject;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::{Effect, KubeCluster};
 use super::access::{Failure, Part};
 use super::cache::MACHINES;
-use crate::cluster::ClusterError;
+use super::{Effect, KubeCluster};
+use crate::cluster::{ClusterError, Outcome};
+
+/// Machines that are written to at the same time.
+const AT_ONCE: usize = 16;
 
 /// An order for one machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +24,8 @@ pub(super) enum Order {
     /// Fetch a release. Of what was fetched earlier only what may be needed is kept: newer releases than `current`, and those
     /// that the machine runs or was told to run.
     Stage { release: ReleaseRef, current: ReleaseRef },
+    /// Fetch a release no longer.
+    Unstage { release: ReleaseRef },
     /// Take a snapshot.
     Snapshot { name: String },
     /// What the standby should be.
@@ -41,7 +49,7 @@ pub(super) enum Decision {
     /// The machine is not as the order expects.
     Stale,
     /// Its spec becomes this one.
-    Change(MachineSpec),
+    Change(Box<MachineSpec>),
 }
 
 /// Decides what becomes of a machine's spec.
@@ -64,6 +72,7 @@ pub(super) fn decide(spec: &MachineSpec, status: &MachineStatus, order: &Order) 
                 new.stage.push(release.clone());
             }
         }
+        Order::Unstage { release } => new.stage.retain(|staged| staged != release),
         Order::Snapshot { name } => new.snapshot = Some(SnapshotOrder { name: name.clone() }),
         Order::Standby { release, serve } => {
             new.standby = Some(StandbyOrder {
@@ -98,7 +107,7 @@ pub(super) fn decide(spec: &MachineSpec, status: &MachineStatus, order: &Order) 
         return Decision::Given;
     }
     new.order = spec.order.max(status.observed_order) + 1;
-    Decision::Change(new)
+    Decision::Change(Box::new(new))
 }
 
 /// How a machine failed at an order that stands: to run a release, or its etcd. The machine tells which order it tried for;
@@ -113,35 +122,56 @@ pub(super) fn went_back<'a>(spec: &MachineSpec, status: &'a MachineStatus) -> Op
 }
 
 impl KubeCluster {
+    /// Gives many machines the same order. All are given it before one that is stale, or the first failure, is told.
+    pub(super) async fn order_all(
+        &self,
+        machines: impl IntoIterator<Item = MachineName>,
+        order: &Order,
+    ) -> Result<Outcome, ClusterError> {
+        let orders = stream::iter(machines).map(async |machine| self.order(&machine, order).await);
+        let effects: Vec<Result<Effect, ClusterError>> = orders.buffer_unordered(AT_ONCE).collect().await;
+        let effects: Vec<Effect> = effects.into_iter().collect::<Result<_, _>>()?;
+        Ok(if effects.contains(&Effect::Stale) {
+            Outcome::Stale
+        } else {
+            Outcome::Done
+        })
+    }
+
     /// Gives an order, if the machine is as it expects.
     pub(super) async fn order(&self, machine: &MachineName, order: &Order) -> Result<Effect, ClusterError> {
         // Machines write their status whenever they like, which says nothing against the order.
-        for _ in 0..3 {
-            let Some(before) = self.access.get(&MACHINES, machine.as_str()).await? else {
-                return Ok(Effect::Stale);
-            };
-            let read = |part: &str| before.data.get(part).filter(|v| !v.is_null()).cloned();
-            let refused = |error: serde_json::Error| ClusterError::Refused {
-                why: format!("Machine `{machine}` can't be read: {error}"),
-            };
-            let spec: MachineSpec = read("spec").map_or_else(|| Ok(MachineSpec::default()), serde_json::from_value).map_err(refused)?;
-            let status: MachineStatus =
-                read("status").map_or_else(|| Ok(MachineStatus::default()), serde_json::from_value).map_err(refused)?;
-            let spec = match decide(&spec, &status, order) {
-                Decision::Given => return Ok(Effect::Already),
-                Decision::Stale => return Ok(Effect::Stale),
-                Decision::Change(spec) => spec,
-            };
-            let mut after = serde_json::to_value(&before).unwrap_or_default();
-            after["spec"] = json!(spec);
-            match self.access.change(&MACHINES, &before, &after, Part::Object).await {
-                Ok(()) => return Ok(Effect::Changed),
-                Err(Failure::Conflict) => {}
-                Err(Failure::Missing) => break,
-                Err(failure) => return Err(failure.into()),
-            }
-        }
-        Ok(Effect::Stale)
+        self.access.again(|| self.order_once(machine, order)).await
+    }
+
+    async fn order_once(&self, machine: &MachineName, order: &Order) -> Result<Effect, Failure> {
+        let before = self
+            .access
+            .get(&MACHINES, machine.as_str())
+            .await?
+            .ok_or(Failure::Missing)?;
+        let unreadable = |error: serde_json::Error| ClusterError::Refused {
+            why: format!("Machine `{machine}` can't be read: {error}"),
+        };
+        let spec: MachineSpec = part(&before, "spec").map_err(unreadable)?;
+        let status: MachineStatus = part(&before, "status").map_err(unreadable)?;
+        let spec = match decide(&spec, &status, order) {
+            Decision::Given => return Ok(Effect::Already),
+            Decision::Stale => return Ok(Effect::Stale),
+            Decision::Change(spec) => spec,
+        };
+        let mut after = serde_json::to_value(&before).unwrap_or_default();
+        after["spec"] = json!(spec);
+        self.access.change(&MACHINES, &before, &after, Part::Object).await?;
+        Ok(Effect::Changed)
+    }
+}
+
+/// A part of an object; the default where it's missing.
+fn part<T: DeserializeOwned + Default>(object: &DynamicObject, name: &str) -> Result<T, serde_json::Error> {
+    match object.data.get(name) {
+        Some(value) if !value.is_null() => T::deserialize(value),
+        _ => Ok(T::default()),
     }
 }
 
@@ -154,7 +184,7 @@ mod tests {
     fn release(version: &str) -> ReleaseRef {
         ReleaseRef {
             version: version.parse().unwrap(),
-            digest: Digest::from_bytes([version.len() as u8; 32]),
+            digest: Digest::from_bytes([u8::try_from(version.len()).unwrap(); 32]),
         }
     }
 
@@ -173,7 +203,7 @@ mod tests {
 
     fn changed(decision: Decision) -> MachineSpec {
         match decision {
-            Decision::Change(spec) => spec,
+            Decision::Change(spec) => *spec,
             other => panic!("{other:?}"),
         }
     }
@@ -192,7 +222,11 @@ mod tests {
         let new = changed(decide(&spec, &status, &order));
         assert_eq!(new.order, 10);
         assert_eq!(decide(&new, &status, &order), Decision::Given);
-        let newer = changed(decide(&new, &MachineStatus::default(), &Order::Etcd { to: release("1.36.3") }));
+        let newer = changed(decide(
+            &new,
+            &MachineStatus::default(),
+            &Order::Etcd { to: release("1.36.3") },
+        ));
         assert_eq!(newer.order, 11);
         assert_eq!(newer.snapshot, new.snapshot);
     }
@@ -210,12 +244,18 @@ mod tests {
         let ordered = changed(decide(&spec, &status, &run(Some("1.35.6"), "1.36.3", 0)));
         assert_eq!(ordered.run.as_ref().unwrap().since, at(0));
         // Again, while the machine is at it and after.
-        assert_eq!(decide(&ordered, &status, &run(Some("1.35.6"), "1.36.3", 5)), Decision::Given);
+        assert_eq!(
+            decide(&ordered, &status, &run(Some("1.35.6"), "1.36.3", 5)),
+            Decision::Given
+        );
         let done = MachineStatus {
             running: Some(release("1.36.3")),
             ..MachineStatus::default()
         };
-        assert_eq!(decide(&ordered, &done, &run(Some("1.35.6"), "1.36.3", 5)), Decision::Given);
+        assert_eq!(
+            decide(&ordered, &done, &run(Some("1.35.6"), "1.36.3", 5)),
+            Decision::Given
+        );
     }
 
     #[test]
@@ -224,7 +264,11 @@ mod tests {
             running: Some(release("1.35.6")),
             ..MachineStatus::default()
         };
-        let ordered = changed(decide(&MachineSpec::default(), &status, &run(Some("1.35.6"), "1.36.3", 0)));
+        let ordered = changed(decide(
+            &MachineSpec::default(),
+            &status,
+            &run(Some("1.35.6"), "1.36.3", 0),
+        ));
         let failure = |second| MachineFailure {
             release: release("1.36.3"),
             order: ordered.order,
@@ -235,9 +279,15 @@ mod tests {
         status.observed_order = ordered.order;
         status.failure = Some(failure(3));
         let again = changed(decide(&ordered, &status, &run(Some("1.35.6"), "1.36.3", 9)));
-        assert_eq!((again.order, again.run.as_ref().unwrap().since), (ordered.order + 1, at(9)));
+        assert_eq!(
+            (again.order, again.run.as_ref().unwrap().since),
+            (ordered.order + 1, at(9))
+        );
         // The old failure is not one of the new order.
-        assert_eq!(decide(&again, &status, &run(Some("1.35.6"), "1.36.3", 10)), Decision::Given);
+        assert_eq!(
+            decide(&again, &status, &run(Some("1.35.6"), "1.36.3", 10)),
+            Decision::Given
+        );
     }
 
     #[test]
@@ -257,5 +307,11 @@ mod tests {
         spec = changed(decide(&spec, &status, &order));
         assert_eq!(spec.stage, ["1.34.10", "1.35.66", "1.36.333", "1.37.4444"].map(release));
         assert_eq!(decide(&spec, &status, &order), Decision::Given);
+        let no_longer = Order::Unstage {
+            release: release("1.37.4444"),
+        };
+        let spec = changed(decide(&spec, &status, &no_longer));
+        assert_eq!(spec.stage, ["1.34.10", "1.35.66", "1.36.333"].map(release));
+        assert_eq!(decide(&spec, &status, &no_longer), Decision::Given);
     }
 }

@@ -124,9 +124,13 @@ fn images(manifest: &Release) -> BTreeMap<Part, String> {
 pub(super) fn trusted(data: &BTreeMap<String, String>) -> TrustedKeys {
     let mut keys = TrustedKeys::default();
     for (name, pem) in data {
-        match PublicKey::from_pem(pem) {
-            Some(key) => keys.add(key),
-            None => tracing::warn!(entry = name, "an entry of ConfigMap `{RELEASE_KEYS_CONFIG_MAP}` is no public key"),
+        if let Some(key) = PublicKey::from_pem(pem) {
+            keys.add(key);
+        } else {
+            tracing::warn!(
+                entry = name,
+                "an entry of ConfigMap `{RELEASE_KEYS_CONFIG_MAP}` is no public key"
+            );
         }
     }
     keys
@@ -173,7 +177,9 @@ fn verify(spec: &ReleaseSpec, release: &ReleaseRef, keys: &TrustedKeys) -> Resul
             return Err("it is not signed".to_owned());
         };
         if keys.is_empty() {
-            return Err(format!("ConfigMap `{RELEASE_KEYS_CONFIG_MAP}` in kube-system has no key to check it with"));
+            return Err(format!(
+                "ConfigMap `{RELEASE_KEYS_CONFIG_MAP}` in kube-system has no key to check it with"
+            ));
         }
         let key = keys.check(bytes, signature).map_err(|error| error.to_string())?;
         format!("signed by `{key}`")
@@ -223,7 +229,8 @@ impl Checks {
             }
         }
         let all = self.found.iter();
-        all.map(|(name, (_, checked))| (name.clone(), Arc::clone(checked))).collect()
+        all.map(|(name, (_, checked))| (name.clone(), Arc::clone(checked)))
+            .collect()
     }
 }
 
@@ -289,8 +296,14 @@ mod tests {
         };
         for (status, told) in [
             (other(|s| s.manifest.push(' ')), "has digest"),
-            (other(|s| s.version = "1.36.4".into()), "is of 1.36.3, the object says 1.36.4"),
-            (other(|s| s.version = "latest".into()), "`latest` is no Kubernetes version"),
+            (
+                other(|s| s.version = "1.36.4".into()),
+                "is of 1.36.3, the object says 1.36.4",
+            ),
+            (
+                other(|s| s.version = "latest".into()),
+                "`latest` is no Kubernetes version",
+            ),
             (other(|s| s.insecure = false), "not signed"),
             (checked(spec("{}"), &none).status(), "can't be read"),
         ] {
@@ -311,7 +324,12 @@ mod tests {
     fn signatures_count_by_the_clusters_own_keys() {
         let text = serde_json::to_string(&manifest()).unwrap();
         let (ours, theirs) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
-        let keys = |pem: String| trusted(&BTreeMap::from([("a".to_owned(), pem), ("b".to_owned(), "no key".to_owned())]));
+        let keys = |pem: String| {
+            trusted(&BTreeMap::from([
+                ("a".to_owned(), pem),
+                ("b".to_owned(), "no key".to_owned()),
+            ]))
+        };
         let signed = ReleaseSpec {
             insecure: false,
             signature: Some(sign(&ours, &text)),
@@ -349,7 +367,11 @@ mod tests {
         };
         assert_eq!(chosen(&[], None), [release(1)], "the last one that is verified");
         assert_eq!(chosen(&[], Some(2)), [release(2)]);
-        assert_eq!(chosen(&[], Some(3)), [release(3)], "what is asked for, even if it can't be had");
+        assert_eq!(
+            chosen(&[], Some(3)),
+            [release(3)],
+            "what is asked for, even if it can't be had"
+        );
         assert_eq!(chosen(&[0], None), [release(0), release(1)], "what runs stays known");
     }
 

@@ -56,7 +56,7 @@ pub(super) struct Slim<S, T> {
     pub(super) spec: S,
     #[serde(default)]
     pub(super) status: T,
-    /// Of ConfigMaps.
+    /// Of a ConfigMap.
     #[serde(default)]
     pub(super) data: BTreeMap<String, String>,
 }
@@ -347,7 +347,10 @@ pub(super) struct Requirement {
 impl Selector {
     /// Whether labels match. An operator that isn't known matches: it's asked which budgets stand in the way.
     pub(super) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        let equal = self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value));
+        let equal = self
+            .match_labels
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value));
         equal
             && self.match_expressions.iter().all(|requirement| {
                 let value = labels.get(&requirement.key);
@@ -392,7 +395,8 @@ mod tests {
         assert_eq!(node.status.node_info.kubelet_version, "v1.36.3");
         assert_eq!(node.created(), "2026-05-01T12:00:00Z".parse().unwrap());
         // A kind without spec, and one with fields that are null.
-        let map: SlimAny = serde_json::from_value(json!({ "metadata": { "name": "m" }, "data": { "k": "v" } })).unwrap();
+        let map: SlimAny =
+            serde_json::from_value(json!({ "metadata": { "name": "m" }, "data": { "k": "v" } })).unwrap();
         assert_eq!(map.data["k"], "v");
     }
 

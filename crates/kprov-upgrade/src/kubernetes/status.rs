@@ -115,7 +115,9 @@ pub(super) fn lasting(status: &VersionUpdateStatus) -> VersionUpdateStatus {
 pub(super) fn notes(previous: &VersionUpdateStatus, new: &VersionUpdateStatus) -> Vec<Note> {
     let progressing = |status: &VersionUpdateStatus| {
         let condition = status.conditions.iter().find(|c| c.kind == condition::PROGRESSING);
-        condition.map(|c| (c.reason.clone(), c.message.clone())).unwrap_or_default()
+        condition
+            .map(|c| (c.reason.clone(), c.message.clone()))
+            .unwrap_or_default()
     };
     let mut notes = Vec::new();
     if new.paused && !previous.paused {
@@ -126,7 +128,11 @@ pub(super) fn notes(previous: &VersionUpdateStatus, new: &VersionUpdateStatus) -
     }
     let ((before, _), (reason, message)) = (progressing(previous), progressing(new));
     if new.phase == BLOCKED && (previous.phase != BLOCKED || before != reason) {
-        let blocked = if reason == "Preflight" { "PreflightBlocked" } else { "Refused" };
+        let blocked = if reason == "Preflight" {
+            "PreflightBlocked"
+        } else {
+            "Refused"
+        };
         notes.push(Note::warning(blocked, message));
     }
     notes
@@ -165,7 +171,11 @@ fn doing(plan: &Plan) -> String {
 
 fn steps(now: Timestamp, plan: &Plan, previous: &VersionUpdateStatus) -> Vec<StepStatus> {
     let mut seen = BTreeSet::new();
-    let all = plan.running.iter().chain(&plan.steps).filter(|step| seen.insert(&step.id));
+    let all = plan
+        .running
+        .iter()
+        .chain(&plan.steps)
+        .filter(|step| seen.insert(&step.id));
     all.take(MOST_LINES)
         .map(|step| StepStatus {
             id: step.id.clone(),
@@ -196,7 +206,12 @@ fn components(input: &Input) -> BTreeMap<String, ComponentStatus> {
     let mut components: BTreeMap<String, ComponentStatus> = workloads
         .map(|(workload, seen)| (workload.as_str().to_owned(), component(seen)))
         .collect();
-    let members: Vec<_> = input.observed.machines.values().filter_map(|m| m.etcd.as_ref()).collect();
+    let members: Vec<_> = input
+        .observed
+        .machines
+        .values()
+        .filter_map(|m| m.etcd.as_ref())
+        .collect();
     if !members.is_empty() {
         let versions: BTreeSet<String> = members.iter().filter_map(|m| tag(&m.image)).collect();
         let etcd = ComponentStatus {
@@ -318,7 +333,11 @@ fn list(names: &[&MachineName]) -> String {
     const TOLD: usize = 5;
     let told: Vec<String> = names.iter().take(TOLD).map(|name| format!("`{name}`")).collect();
     let more = names.len().saturating_sub(TOLD);
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let more = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
     format!("{}{more}", told.join(", "))
 }
 
@@ -331,7 +350,10 @@ fn available(input: &Input) -> Verdict {
         standby || own.into_iter().any(|i| i.machine.as_ref() == Some(name) && i.ready)
     };
     let control_plane = || observed.machines.iter().filter(|(_, m)| m.role == Role::ControlPlane);
-    let silent: Vec<&MachineName> = control_plane().filter(|(n, m)| !answers(n, m)).map(|(n, _)| n).collect();
+    let silent: Vec<&MachineName> = control_plane()
+        .filter(|(n, m)| !answers(n, m))
+        .map(|(n, _)| n)
+        .collect();
     let all = control_plane().count();
     if all == 0 {
         return Verdict::unknown("NoControlPlane", "no Node is a control-plane machine's");
@@ -345,7 +367,10 @@ fn available(input: &Input) -> Verdict {
             },
         );
     }
-    Verdict::no("ApiServerNotReady", format!("no API server answers on {}", list(&silent)))
+    Verdict::no(
+        "ApiServerNotReady",
+        format!("no API server answers on {}", list(&silent)),
+    )
 }
 
 fn progressing(input: &Input, plan: &Plan) -> Verdict {
@@ -373,12 +398,21 @@ fn refused(input: &Input, refusal: &Refusal) -> String {
     let Refusal::Preflight(names) = refusal else {
         return refusal.to_string();
     };
-    let findings = input.observed.findings.iter().flatten().filter(|f| names.contains(&f.name));
+    let findings = input
+        .observed
+        .findings
+        .iter()
+        .flatten()
+        .filter(|f| names.contains(&f.name));
     let told: Vec<String> = findings
         .take(MOST_LINES)
         .map(|f| format!("{} (`{}`): {}", f.message, f.name, f.hint))
         .collect();
-    if told.is_empty() { refusal.to_string() } else { told.join("; ") }
+    if told.is_empty() {
+        refusal.to_string()
+    } else {
+        told.join("; ")
+    }
 }
 
 /// What failed, its last line, and what to do.
@@ -393,7 +427,10 @@ fn failed(failure: &Failure) -> String {
         reverted,
         ..
     } = failure;
-    let last = log.last().map(|line| format!("; its last line: {line}")).unwrap_or_default();
+    let last = log
+        .last()
+        .map(|line| format!("; its last line: {line}"))
+        .unwrap_or_default();
     let next = match (halted, reverted) {
         (true, _) => format!(
             "machines that run {release} go on doing so and no other begins: see to that machine, then raise `spec.attempt`"
@@ -424,16 +461,28 @@ fn degraded(input: &Input, plan: &Plan) -> Verdict {
         if !machine.ready && !ours && seconds > NOT_READY_SECONDS {
             lost.push(name);
         }
-        let updating =
-            || plan.running.iter().any(|s| matches!(&s.action, Action::Etcd { machine, .. } if machine == name));
+        let updating = || {
+            plan.running
+                .iter()
+                .any(|s| matches!(&s.action, Action::Etcd { machine, .. } if machine == name))
+        };
         if machine.etcd.as_ref().is_some_and(|etcd| !etcd.healthy) && !updating() {
             unhealthy.push(name);
         }
     }
     if !unhealthy.is_empty() {
-        let why = observed.machines[unhealthy[0]].etcd.as_ref().map(|e| e.message.as_str());
-        let why = why.filter(|m| !m.is_empty()).map(|m| format!(": {m}")).unwrap_or_default();
-        return Verdict::yes("EtcdUnhealthy", format!("the etcd members of {} are not healthy{why}", list(&unhealthy)));
+        let why = observed.machines[unhealthy[0]]
+            .etcd
+            .as_ref()
+            .map(|e| e.message.as_str());
+        let why = why
+            .filter(|m| !m.is_empty())
+            .map(|m| format!(": {m}"))
+            .unwrap_or_default();
+        return Verdict::yes(
+            "EtcdUnhealthy",
+            format!("the etcd members of {} are not healthy{why}", list(&unhealthy)),
+        );
     }
     if !lost.is_empty() {
         return Verdict::yes("MachinesNotReady", format!("not Ready: {}", list(&lost)));
@@ -452,7 +501,12 @@ fn upgradeable(input: &Input, plan: &Plan) -> Verdict {
         State::Idle | State::Preparing | State::Paused => {}
     }
     let force = &input.wanted.force;
-    let stops = input.observed.findings.iter().flatten().filter(|f| f.blocks && !force.contains(&f.name));
+    let stops = input
+        .observed
+        .findings
+        .iter()
+        .flatten()
+        .filter(|f| f.blocks && !force.contains(&f.name));
     let names: Vec<String> = stops.map(|f| f.name.clone()).collect();
     if !names.is_empty() {
         return Verdict::no("Preflight", refused(input, &Refusal::Preflight(names)));

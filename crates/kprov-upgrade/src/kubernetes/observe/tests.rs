@@ -1,6 +1,6 @@
 use kprov_types::Digest;
 use kprov_types::api::{
-    ApiServerStatus, EtcdStatus, MachineFailure, MachineSpec, RunOrder, StandbyOrder, VersionUpdateStatus,
+    ApiServerStatus, EtcdStatus, MachineFailure, MachineSpec, RunOrder, StagedStatus, StandbyOrder, VersionUpdateStatus,
 };
 use serde_json::{Value, json};
 
@@ -165,10 +165,18 @@ fn trouble_is_told_in_words() {
         let status = json!({ "state": { "waiting": { "reason": reason, "message": "not found" } } });
         assert_eq!(trouble(status).unwrap(), "its image can't be pulled: not found");
     }
-    let config = json!({ "state": { "waiting": { "reason": "CreateContainerConfigError", "message": "no such map" } } });
+    let config =
+        json!({ "state": { "waiting": { "reason": "CreateContainerConfigError", "message": "no such map" } } });
     assert_eq!(trouble(config).unwrap(), "its container can't be started: no such map");
-    assert_eq!(trouble(json!({ "state": { "waiting": { "reason": "ContainerCreating" } } })), None);
-    assert_eq!(trouble(json!({ "restartCount": 9, "state": { "running": {} } })), None, "it's up again");
+    assert_eq!(
+        trouble(json!({ "state": { "waiting": { "reason": "ContainerCreating" } } })),
+        None
+    );
+    assert_eq!(
+        trouble(json!({ "restartCount": 9, "state": { "running": {} } })),
+        None,
+        "it's up again"
+    );
 }
 
 #[test]
@@ -208,7 +216,11 @@ fn static_pods_are_no_instances() {
     let mut facts = Facts::default();
     DAEMON_SETS.fill(&mut facts, [workload("kube-apiserver", |_| ())]);
     PODS.fill(&mut facts, [mirror]);
-    assert!(seen(&facts).observed.workloads[&Workload::ApiServer].instances.is_empty());
+    assert!(
+        seen(&facts).observed.workloads[&Workload::ApiServer]
+            .instances
+            .is_empty()
+    );
 }
 
 #[test]
@@ -260,7 +272,10 @@ fn machines_are_their_nodes_and_what_they_tell() {
     assert_eq!(machines.len(), 3);
     let a = &machines[&machine("a")];
     assert_eq!((a.role, a.pool.as_str(), a.ready), (Role::ControlPlane, "big", true));
-    assert_eq!((a.cordoned, a.cordoned_by_us, a.ready_since), (true, Some(at(20)), at(7)));
+    assert_eq!(
+        (a.cordoned, a.cordoned_by_us, a.ready_since),
+        (true, Some(at(20)), at(7))
+    );
     assert_eq!(a.ordered, Some((release("1.36.3"), at(10))));
     assert!(!a.order_seen);
     assert_eq!(a.stage_ordered.len(), 1);
@@ -273,6 +288,41 @@ fn machines_are_their_nodes_and_what_they_tell() {
     assert_eq!(b.pool, "default");
     let c = &machines[&machine("c")];
     assert!(!c.cordoned && c.cordoned_by_us.is_none() && !c.ready);
+}
+
+#[test]
+fn bad_bytes_count_for_the_try_that_they_are_of() {
+    let staged = |order: u64, stage: &[&str]| {
+        let spec = MachineSpec {
+            order,
+            stage: stage.iter().map(|version| release(version)).collect(),
+            ..MachineSpec::default()
+        };
+        let told = |ready: bool, bad: bool, version: &str| StagedStatus {
+            release: release(version),
+            ready,
+            message: "why".into(),
+            bad,
+        };
+        let status = MachineStatus {
+            observed_order: 5,
+            staged: vec![told(true, false, "1.35.6"), told(false, true, "1.36.333")],
+            ..MachineStatus::default()
+        };
+        let mut facts = Facts::default();
+        NODES.fill(&mut facts, [node("a", |_| ())]);
+        MACHINES.fill(&mut facts, [machine_of(&spec, &status)]);
+        let staged = seen(&facts).observed.machines[&machine("a")].staged.clone();
+        assert_eq!(staged[&release("1.35.6").digest], Staged::Ready);
+        staged.get(&release("1.36.333").digest).cloned()
+    };
+    assert_eq!(staged(5, &["1.36.333"]), Some(Staged::Bad("why".into())));
+    assert_eq!(
+        staged(6, &["1.36.333"]),
+        Some(Staged::Fetching(String::new())),
+        "it was told again"
+    );
+    assert_eq!(staged(6, &[]), None, "nobody asks for it any more");
 }
 
 #[test]
@@ -309,7 +359,10 @@ fn a_failure_counts_for_the_order_that_stands() {
         ..MachineSpec::default()
     };
     assert!(stands(&run("1.36.3"), "1.36.3", 7, 15));
-    assert!(stands(&run("1.36.3"), "1.36.3", 5, 15), "an order about something else came since");
+    assert!(
+        stands(&run("1.36.3"), "1.36.3", 5, 15),
+        "an order about something else came since"
+    );
     assert!(stands(&run("1.36.3"), "1.36.3", 7, 9), "the machine's clock is behind");
     assert!(!stands(&run("1.36.3"), "1.36.3", 5, 9), "an earlier try");
     assert!(!stands(&run("1.35.6666"), "1.36.3", 7, 15), "it was told to go back");
@@ -328,7 +381,8 @@ fn the_first_time_the_settings_say_what_runs() {
     let mut facts = Facts::default();
     let none = input(&facts, &fresh, Asked::default(), at(0)).unwrap_err();
     assert!(none.to_string().contains("`kprov-config`"), "{none}");
-    let config = |settings: &str| json!({ "metadata": { "name": "kprov-config" }, "data": { "settings.json": settings } });
+    let config =
+        |settings: &str| json!({ "metadata": { "name": "kprov-config" }, "data": { "settings.json": settings } });
     SETTINGS.fill(&mut facts, [config("{")]);
     assert!(input(&facts, &fresh, Asked::default(), at(0)).is_err());
     let settings = json!({

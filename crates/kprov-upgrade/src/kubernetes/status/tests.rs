@@ -155,15 +155,28 @@ fn said<'a>(status: &'a VersionUpdateStatus, kind: &str) -> (&'a str, &'a str, &
 #[test]
 fn a_cluster_that_is_as_wanted() {
     let status = rendered(&input(), &plan(State::Idle));
-    assert_eq!((status.phase.as_str(), status.message.as_str(), status.observed_generation), ("Idle", "", 7));
+    assert_eq!(
+        (
+            status.phase.as_str(),
+            status.message.as_str(),
+            status.observed_generation
+        ),
+        ("Idle", "", 7)
+    );
     assert_eq!(status.current_version.as_deref(), Some("1.35.6"));
     assert_eq!(said(&status, "Available").0, "True");
-    assert_eq!(said(&status, "Progressing"), ("False", "AsWanted", "the cluster runs 1.35.6"));
+    assert_eq!(
+        said(&status, "Progressing"),
+        ("False", "AsWanted", "the cluster runs 1.35.6")
+    );
     assert_eq!(said(&status, "Degraded").0, "False");
     assert_eq!(said(&status, "Upgradeable").0, "True");
     assert_eq!(status.components["kube-apiserver"].versions, ["1.35.6"]);
     let etcd = &status.components["etcd"];
-    assert_eq!((etcd.versions.as_slice(), etcd.ready, etcd.wanted), (["3.5.30".to_owned()].as_slice(), 1, 1));
+    assert_eq!(
+        (etcd.versions.as_slice(), etcd.ready, etcd.wanted),
+        (["3.5.30".to_owned()].as_slice(), 1, 1)
+    );
     assert_eq!(status.kubelets, BTreeMap::from([("1.35.6".to_owned(), 2)]));
     assert_eq!(status.nodes["b"].message, "");
 }
@@ -177,14 +190,28 @@ fn rendering_again_changes_nothing_and_keeps_times() {
     let second = render(&later, &upgrading(), &first, 7);
     assert_eq!(second, first);
     // A condition that turns gets another time, one that only says something else does not.
-    later.observed.workloads.get_mut(&Workload::ApiServer).unwrap().instances[0].ready = false;
+    later
+        .observed
+        .workloads
+        .get_mut(&Workload::ApiServer)
+        .unwrap()
+        .instances[0]
+        .ready = false;
     let third = render(&later, &upgrading(), &first, 7);
     let time = |status: &VersionUpdateStatus, kind: &str| {
-        status.conditions.iter().find(|c| c.kind == kind).unwrap().last_transition_time
+        status
+            .conditions
+            .iter()
+            .find(|c| c.kind == kind)
+            .unwrap()
+            .last_transition_time
     };
     assert_eq!(time(&third, "Available"), at(130));
     assert_eq!(time(&third, "Progressing"), at(100));
-    assert_eq!(said(&third, "Available"), ("False", "ApiServerNotReady", "no API server answers on `a`"));
+    assert_eq!(
+        said(&third, "Available"),
+        ("False", "ApiServerNotReady", "no API server answers on `a`")
+    );
 }
 
 #[test]
@@ -199,7 +226,10 @@ fn what_actions_write_is_left_as_it_stands() {
     let status = render(&input(), &upgrading(), &previous, 1);
     assert_eq!(status.current_version, previous.current_version);
     assert_eq!(status.current_release, previous.current_release);
-    assert_eq!((status.hop_started, status.failure), (previous.hop_started, previous.failure));
+    assert_eq!(
+        (status.hop_started, status.failure),
+        (previous.hop_started, previous.failure)
+    );
 }
 
 #[test]
@@ -209,19 +239,30 @@ fn each_state_has_a_phase_and_words() {
         change(&mut input);
         let status = rendered(&input, &Plan { state, ..upgrading() });
         let (progressing, reason, message) = said(&status, "Progressing");
-        (status.phase.clone(), status.message.clone(), format!("{progressing}/{reason}/{message}"))
+        (
+            status.phase.clone(),
+            status.message.clone(),
+            format!("{progressing}/{reason}/{message}"),
+        )
     };
     let (phase, message, progressing) = words(State::Upgrading, |_| ());
     assert_eq!(phase, "Upgrading");
     assert_eq!(message, "cordon `b`; waiting for machine `a` to tell what it runs");
     assert_eq!(progressing, format!("True/Upgrading/1.35.6 to 1.36.3: {message}"));
     assert_eq!(words(State::Preparing, |_| ()).0, "Preflight");
-    assert!(words(State::Reverting, |_| ()).2.starts_with("True/Reverting/back to 1.35.6: "));
+    assert!(
+        words(State::Reverting, |_| ())
+            .2
+            .starts_with("True/Reverting/back to 1.35.6: ")
+    );
     assert!(words(State::Paused, |_| ()).2.starts_with("False/Paused/"));
     assert!(words(State::Idle, |_| ()).2.starts_with("True/Settling/"));
     let refusal = Refusal::Downgrade("1.34.9 is a minor behind".into());
     let (phase, message, progressing) = words(State::Refused(refusal), |_| ());
-    assert_eq!((phase.as_str(), message.as_str()), ("Blocked", "1.34.9 is a minor behind"));
+    assert_eq!(
+        (phase.as_str(), message.as_str()),
+        ("Blocked", "1.34.9 is a minor behind")
+    );
     assert_eq!(progressing, "False/Downgrade/1.34.9 is a minor behind");
     let (phase, message, _) = words(State::Failed, |input| {
         input.observed.failure = Some(Failure {
@@ -254,7 +295,10 @@ fn what_blocks_says_what_to_do() {
     };
     let status = rendered(&input, &blocked);
     assert_eq!(status.message, "found a (`a`): mend a");
-    assert_eq!(said(&status, "Upgradeable"), ("False", "Preflight", "found a (`a`): mend a"));
+    assert_eq!(
+        said(&status, "Upgradeable"),
+        ("False", "Preflight", "found a (`a`): mend a")
+    );
     assert_eq!(status.findings.len(), 3);
     let idle = rendered(&input, &plan(State::Idle));
     assert_eq!(said(&idle, "Upgradeable").2, "found a (`a`): mend a");
@@ -264,11 +308,16 @@ fn what_blocks_says_what_to_do() {
     assert!(render(&input, &plan(State::Idle), &status, 1).findings.is_empty());
 }
 
-#[test]
-fn degraded_is_what_needs_a_person() {
-    type Case = (&'static str, fn(&mut Input, &mut Plan), &'static str);
-    let cases: [Case; 9] = [
-        ("a failure", |i, _| i.observed.failure = Some(failure()), "ReleaseFailed"),
+/// What is so, and the reason that Degraded gives.
+type Case = (&'static str, fn(&mut Input, &mut Plan), &'static str);
+
+fn what_may_be_wrong() -> [Case; 9] {
+    [
+        (
+            "a failure",
+            |i, _| i.observed.failure = Some(failure()),
+            "ReleaseFailed",
+        ),
         (
             "an old failure",
             |i, _| {
@@ -290,7 +339,11 @@ fn degraded_is_what_needs_a_person() {
             },
             "ReleaseFailed",
         ),
-        ("a lost machine", |i, _| i.observed.machines.get_mut(&name("b")).unwrap().ready = false, "MachinesNotReady"),
+        (
+            "a lost machine",
+            |i, _| i.observed.machines.get_mut(&name("b")).unwrap().ready = false,
+            "MachinesNotReady",
+        ),
         (
             "a machine that restarts",
             |i, _| {
@@ -311,13 +364,29 @@ fn degraded_is_what_needs_a_person() {
         ),
         (
             "etcd",
-            |i, _| i.observed.machines.get_mut(&name("a")).unwrap().etcd.as_mut().unwrap().healthy = false,
+            |i, _| {
+                i.observed
+                    .machines
+                    .get_mut(&name("a"))
+                    .unwrap()
+                    .etcd
+                    .as_mut()
+                    .unwrap()
+                    .healthy = false;
+            },
             "EtcdUnhealthy",
         ),
         (
             "etcd that is replaced",
             |i, p| {
-                i.observed.machines.get_mut(&name("a")).unwrap().etcd.as_mut().unwrap().healthy = false;
+                i.observed
+                    .machines
+                    .get_mut(&name("a"))
+                    .unwrap()
+                    .etcd
+                    .as_mut()
+                    .unwrap()
+                    .healthy = false;
                 p.running.push(Step {
                     id: String::new(),
                     message: String::new(),
@@ -341,8 +410,12 @@ fn degraded_is_what_needs_a_person() {
             },
             "DrainOverdue",
         ),
-    ];
-    for (case, change, reason) in cases {
+    ]
+}
+
+#[test]
+fn degraded_is_what_needs_a_person() {
+    for (case, change, reason) in what_may_be_wrong() {
         let (mut input, mut plan) = (input(), plan(State::Idle));
         change(&mut input, &mut plan);
         let status = rendered(&input, &plan);
@@ -354,8 +427,22 @@ fn degraded_is_what_needs_a_person() {
 #[test]
 fn the_standby_counts_for_availability() {
     let mut input = input();
-    input.observed.workloads.get_mut(&Workload::ApiServer).unwrap().instances[0].ready = false;
-    input.observed.machines.get_mut(&name("a")).unwrap().standby.as_mut().unwrap().api_ready = true;
+    input
+        .observed
+        .workloads
+        .get_mut(&Workload::ApiServer)
+        .unwrap()
+        .instances[0]
+        .ready = false;
+    input
+        .observed
+        .machines
+        .get_mut(&name("a"))
+        .unwrap()
+        .standby
+        .as_mut()
+        .unwrap()
+        .api_ready = true;
     assert_eq!(said(&rendered(&input, &upgrading()), "Available").0, "True");
     input.observed.machines.remove(&name("a"));
     assert_eq!(said(&rendered(&input, &upgrading()), "Available").0, "Unknown");
@@ -386,7 +473,10 @@ fn machines_say_what_is_done_with_them() {
             },
             "cordoned for the update",
         ),
-        (|m| m.ordered = Some((release("1.36.3"), at(0))), "switches to 1.36.3 since 1970-01-12T13:46:40Z"),
+        (
+            |m| m.ordered = Some((release("1.36.3"), at(0))),
+            "switches to 1.36.3 since 1970-01-12T13:46:40Z",
+        ),
         (|m| m.ready = false, "not Ready for 1 min"),
         (
             |m| {
@@ -412,7 +502,10 @@ fn machines_say_what_is_done_with_them() {
 fn of_many_machines_only_the_interesting_are_told() {
     let mut input = input();
     for i in 0..600 {
-        input.observed.machines.insert(name(&format!("w{i}")), machine(Role::Worker));
+        input
+            .observed
+            .machines
+            .insert(name(&format!("w{i}")), machine(Role::Worker));
     }
     input.observed.machines.get_mut(&name("w7")).unwrap().cordoned = true;
     let status = rendered(&input, &upgrading());
@@ -430,7 +523,13 @@ fn what_is_worth_an_event() {
         notes(before, after).into_iter().map(|note| note.reason).collect()
     };
     let idle = rendered(&input(), &plan(State::Idle));
-    let paused = rendered(&input(), &Plan { state: State::Paused, ..upgrading() });
+    let paused = rendered(
+        &input(),
+        &Plan {
+            state: State::Paused,
+            ..upgrading()
+        },
+    );
     let blocked = |refusal| rendered(&input(), &plan(State::Refused(refusal)));
     let preflight = blocked(Refusal::Preflight(vec!["a".into()]));
     let downgrade = blocked(Refusal::Downgrade("no".into()));

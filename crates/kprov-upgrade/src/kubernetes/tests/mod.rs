@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use kprov_types::api::{Failure as FailedRelease, MachineStatus};
+use kprov_types::api::{Failure as FailedRelease, MachineStatus, ReleaseRef};
 use serde_json::{Value, json};
 
 use self::scenario::{NODE, Scenario, name};
@@ -20,15 +20,16 @@ use crate::plan::{State, plan};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_api_servers() {
     for (index, directory) in directories("real_api_servers").iter().enumerate() {
-        let server = Server::start(directory, u16::try_from(index).unwrap());
-        let version = server.version.clone();
-        let outcome = check(server).await;
+        let server = Server::start(directory, u16::try_from(index).unwrap()).await.unwrap();
+        let server = Arc::new(server);
+        let version = &server.version;
+        let outcome = check(Arc::clone(&server)).await;
         outcome.unwrap_or_else(|error| panic!("{version}: {error:?}"));
         println!("{version}: passed");
     }
 }
 
-async fn check(server: Server) -> Result<()> {
+async fn check(server: Arc<Server>) -> Result<()> {
     let scenario = Scenario::begin(server).await.context("setup")?;
     let leads = Arc::new(AtomicBool::new(true));
     let permit = Arc::clone(&leads);
@@ -43,7 +44,9 @@ async fn check(server: Server) -> Result<()> {
     fails_and_reverts(&scenario, &cluster).await.context("failure")?;
     finishes(&scenario, &cluster).await.context("finish")?;
     reports(&scenario, &cluster).await.context("report")?;
-    writes_only_while_it_leads(&scenario, &cluster, &leads).await.context("leading")?;
+    writes_only_while_it_leads(&scenario, &cluster, &leads)
+        .await
+        .context("leading")?;
     looks_once(&scenario).await.context("look")
 }
 
@@ -53,7 +56,9 @@ async fn observed(cluster: &KubeCluster) -> Result<Input> {
 
 async fn keeps_things_in_being(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
     ensure!(cluster.observe().await?.is_none(), "nothing is asked for yet");
-    scenario.update("cluster", &scenario.current.version.to_string()).await?;
+    scenario
+        .update("cluster", &scenario.current.version.to_string())
+        .await?;
     scenario.update("other", "1.99.0").await?;
     until("the VersionUpdates", || async {
         cluster.ensure().await?;
@@ -70,9 +75,17 @@ async fn keeps_things_in_being(scenario: &Scenario, cluster: &KubeCluster) -> Re
         let own = server::Api(scenario.server.client(Some(&format!("system:node:{node}")))?);
         own.get(&format!("{}/machines/{node}", scenario::OWN)).await?;
         let told = json!({ "status": { "message": "here" } });
-        own.patch(&format!("{}/machines/{node}/status", scenario::OWN), &told).await?;
+        own.patch(&format!("{}/machines/{node}/status", scenario::OWN), &told)
+            .await?;
         ensure!(own.get(&format!("{}/machines/other", scenario::OWN)).await.is_err());
-        ensure!(own.patch(&format!("{}/machines/{node}", scenario::OWN), &json!({ "spec": { "order": 9 } })).await.is_err());
+        ensure!(
+            own.patch(
+                &format!("{}/machines/{node}", scenario::OWN),
+                &json!({ "spec": { "order": 9 } })
+            )
+            .await
+            .is_err()
+        );
     }
     let other = api.get(&format!("{}/versionupdates/other", scenario::OWN)).await?;
     ensure!(other["status"]["conditions"][0]["reason"] == "NotInCharge", "{other}");
@@ -83,7 +96,10 @@ async fn keeps_things_in_being(scenario: &Scenario, cluster: &KubeCluster) -> Re
         let list = api.get(&format!("{}/releases", scenario::OWN)).await?;
         let items = list["items"].as_array().context("no list")?;
         let told = |verified: bool| {
-            items.iter().filter(|r| r["status"]["verified"] == json!(verified) && r["status"]["message"] != "").count()
+            items
+                .iter()
+                .filter(|r| r["status"]["verified"] == json!(verified) && r["status"]["message"] != "")
+                .count()
         };
         Ok((told(true) == 2 && told(false) == 1).then_some(()))
     })
@@ -93,22 +109,36 @@ async fn keeps_things_in_being(scenario: &Scenario, cluster: &KubeCluster) -> Re
         let endpoints = api.get("/api/v1/namespaces/default/endpoints/kubernetes").await?;
         anyhow::Ok(endpoints["subsets"][0]["addresses"].clone())
     };
-    ensure!(addresses().await? == json!([{ "ip": "10.77.0.10" }, { "ip": "10.77.0.11" }]), "{}", addresses().await?);
+    ensure!(
+        addresses().await? == json!([{ "ip": "10.77.0.10" }, { "ip": "10.77.0.11" }]),
+        "{}",
+        addresses().await?
+    );
     scenario.api_servers_serve(cluster).await?;
     until("the address that answers", || async {
         cluster.ensure().await?;
         Ok((addresses().await? == json!([{ "ip": "10.77.0.10" }])).then_some(()))
     })
     .await?;
-    let slice = format!("/apis/{}/namespaces/default/endpointslices/kubernetes", scenario.server.features().endpoint_slice);
+    let slice = format!(
+        "/apis/{}/namespaces/default/endpointslices/kubernetes",
+        scenario.server.features().endpoint_slice
+    );
     ensure!(api.get(&slice).await?["endpoints"][0]["addresses"] == json!(["10.77.0.10"]));
     Ok(())
 }
 
 async fn asks_preflight(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
     let input = observed(cluster).await?;
-    ensure!(input.observed.current == scenario.current, "{:?}", input.observed.current);
-    ensure!(input.observed.findings.is_none(), "nobody has asked for another version");
+    ensure!(
+        input.observed.current == scenario.current,
+        "{:?}",
+        input.observed.current
+    );
+    ensure!(
+        input.observed.findings.is_none(),
+        "nobody has asked for another version"
+    );
     ensure!(plan(&input).state == State::Idle, "{:#?}", plan(&input));
     scenario.want(&scenario.next.version.to_string()).await?;
     let input = until("findings", || async {
@@ -116,10 +146,23 @@ async fn asks_preflight(scenario: &Scenario, cluster: &KubeCluster) -> Result<()
         Ok(input.observed.findings.is_some().then_some(input))
     })
     .await?;
-    ensure!(input.observed.releases.iter().any(|r| r.release == scenario.next && r.verified.is_ok()));
-    ensure!(input.observed.releases.iter().any(|r| r.verified.is_err()), "{:?}", input.observed.releases);
+    ensure!(
+        input
+            .observed
+            .releases
+            .iter()
+            .any(|r| r.release == scenario.next && r.verified.is_ok())
+    );
+    ensure!(
+        input.observed.releases.iter().any(|r| r.verified.is_err()),
+        "{:?}",
+        input.observed.releases
+    );
     let servers = &input.observed.workloads[&Workload::ApiServer];
-    ensure!(servers.template == scenario.current && servers.instances.iter().all(|i| i.ready), "{servers:#?}");
+    ensure!(
+        servers.template == scenario.current && servers.instances.iter().all(|i| i.ready),
+        "{servers:#?}"
+    );
     ensure!(servers.automatic == scenario.server.features().daemon_set_surge);
     Ok(())
 }
@@ -132,20 +175,31 @@ async fn orders_machines(scenario: &Scenario, cluster: &KubeCluster) -> Result<(
     };
     ensure!(cluster.act(&stage).await? == Outcome::Done);
     let first = machine().await?;
-    ensure!(first["spec"]["order"] == 1 && first["spec"]["stage"][0] == json!(scenario.next), "{first}");
+    ensure!(
+        first["spec"]["order"] == 1 && first["spec"]["stage"][0] == json!(scenario.next),
+        "{first}"
+    );
     ensure!(cluster.act(&stage).await? == Outcome::Done);
-    ensure!(machine().await?["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"], "it was told already");
-    let run = |from: Option<&kprov_types::api::ReleaseRef>| Action::Run {
+    ensure!(
+        machine().await?["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"],
+        "it was told already"
+    );
+    let run = |from: Option<&ReleaseRef>| Action::Run {
         machine: name("w-0"),
         from: from.cloned(),
         to: scenario.next.clone(),
     };
     ensure!(cluster.act(&run(None)).await? == Outcome::Stale, "it runs something");
     ensure!(cluster.act(&run(Some(&scenario.next))).await? == Outcome::Stale);
-    scenario.tell("w-0", |status: &mut MachineStatus| status.observed_order = 41).await?;
+    scenario
+        .tell("w-0", |status: &mut MachineStatus| status.observed_order = 41)
+        .await?;
     ensure!(cluster.act(&run(Some(&scenario.current))).await? == Outcome::Done);
     let second = machine().await?;
-    ensure!(second["spec"]["order"] == 42 && second["spec"]["run"]["timeoutSeconds"] == 300, "{second}");
+    ensure!(
+        second["spec"]["order"] == 42 && second["spec"]["run"]["timeoutSeconds"] == 300,
+        "{second}"
+    );
     // What was done is in the next picture, whatever the watch has told by then.
     let seen = observed(cluster).await?.observed.machines[&name("w-0")].clone();
     ensure!(seen.ordered.is_some_and(|(to, _)| to == scenario.next) && !seen.order_seen);
@@ -167,12 +221,17 @@ async fn cordons_and_drains(scenario: &Scenario, cluster: &KubeCluster) -> Resul
         force,
     };
     // Somebody else's cordon is left alone, either way.
-    api.patch(&format!("{NODE}/w-1"), &json!({ "spec": { "unschedulable": true } })).await?;
+    api.patch(&format!("{NODE}/w-1"), &json!({ "spec": { "unschedulable": true } }))
+        .await?;
     ensure!(cluster.act(&cordon("w-1")).await? == Outcome::Stale);
     ensure!(cluster.act(&uncordon("w-1")).await? == Outcome::Done);
     ensure!(node("w-1").await?["spec"]["unschedulable"] == true);
-    ensure!(cluster.act(&drain("w-1", true)).await? == Outcome::Stale, "it's not ours to drain");
-    api.patch(&format!("{NODE}/w-1"), &json!({ "spec": { "unschedulable": null } })).await?;
+    ensure!(
+        cluster.act(&drain("w-1", true)).await? == Outcome::Stale,
+        "it's not ours to drain"
+    );
+    api.patch(&format!("{NODE}/w-1"), &json!({ "spec": { "unschedulable": null } }))
+        .await?;
 
     scenario.shop().await?;
     until("the other machine", || async {
@@ -184,11 +243,17 @@ async fn cordons_and_drains(scenario: &Scenario, cluster: &KubeCluster) -> Resul
     let seen = observed(cluster).await?.observed.machines[&name("w-0")].clone();
     ensure!(seen.cordoned && seen.cordoned_by_us.is_some());
     let found = until("what has to leave", || async {
-        let drain = observed(cluster).await?.observed.machines[&name("w-0")].drain.clone().context("it's cordoned")?;
-        Ok((drain.remaining.len() == 2 && drain.blocked.len() == 1).then_some(drain))
+        let drain = observed(cluster).await?.observed.machines[&name("w-0")]
+            .drain
+            .clone()
+            .context("it's cordoned")?;
+        // CoreDNS may be there as well.
+        let shop = drain.remaining.iter().filter(|pod| pod.starts_with("shop/"));
+        Ok((shop.count() == 2 && !drain.blocked.is_empty()).then_some(drain))
     })
     .await?;
-    ensure!(found.blocked[0].contains("`shop/web`") && found.blocked[0].contains("`shop/web-1`"), "{found:?}");
+    let web = |why: &String| why.contains("`shop/web`") && why.contains("`shop/web-1`");
+    ensure!(found.blocked.iter().any(web), "{found:?}");
     let leaving = async |pod: &str| -> Result<bool> {
         let pod = api.get(&format!("/api/v1/namespaces/shop/pods/{pod}")).await?;
         anyhow::Ok(!pod["metadata"]["deletionTimestamp"].is_null())
@@ -201,80 +266,111 @@ async fn cordons_and_drains(scenario: &Scenario, cluster: &KubeCluster) -> Resul
     ensure!(leaving("web-1").await?, "a person has said so");
     ensure!(cluster.act(&uncordon("w-0")).await? == Outcome::Done);
     let after = node("w-0").await?;
-    ensure!(after["spec"]["unschedulable"].is_null() && after["metadata"]["annotations"]["kprov.io/cordoned-at"].is_null());
+    ensure!(
+        after["spec"]["unschedulable"].is_null() && after["metadata"]["annotations"]["kprov.io/cordoned-at"].is_null()
+    );
     Ok(())
 }
 
 async fn rolls(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
-    let (current, next) = (&scenario.current, &scenario.next);
     for workload in [Workload::ApiServer, Workload::ControllerManager, Workload::Proxy] {
-        let what = workload.as_str();
-        let roll = |from: &kprov_types::api::ReleaseRef, to: &kprov_types::api::ReleaseRef| Action::Roll {
-            workload,
-            from: from.clone(),
-            to: to.clone(),
-        };
-        let back = Action::RollBack {
-            workload,
-            from: next.clone(),
-            to: current.clone(),
-        };
-        // As a person changes it, by hand.
-        let edited = scenario.edit(workload).await?;
-        scenario.settled(workload).await.context(what)?;
-        ensure!(cluster.act(&roll(next, current)).await? == Outcome::Done, "{what}: it is of that release");
-        let other = kprov_types::api::ReleaseRef {
-            digest: kprov_types::Digest::from_bytes([9; 32]),
-            ..current.clone()
-        };
-        ensure!(cluster.act(&roll(&other, next)).await? == Outcome::Stale, "{what}");
-        ensure!(cluster.act(&roll(current, next)).await? == Outcome::Done, "{what}");
-        let rolled = scenario.object(workload).await?;
-        let template = &rolled["spec"]["template"];
-        let annotations = &template["metadata"]["annotations"];
-        ensure!(annotations["kprov.io/release"] == json!(next.digest), "{what}: {annotations}");
-        ensure!(annotations["kprov.io/kubernetes"] == json!(next.version));
-        ensure!(!rolled["metadata"]["annotations"]["kprov.io/rolled-at"].is_null());
-        let revision = |object: &Value| object["spec"]["template"]["metadata"]["labels"]["kprov.io/revision"].clone();
-        if workload != Workload::Proxy {
-            ensure!(revision(&rolled) == "3" && revision(&edited) == "2", "{what}: {}", revision(&rolled));
-        }
-        let container = &template["spec"]["containers"][0];
-        let command = container["command"].to_string();
-        ensure!(command.contains("--v=4"), "{what}: {command}");
-        ensure!(container["image"].as_str().is_some_and(|i| i.contains(&next.version.tag())), "{what}: {container}");
-        ensure!(container["resources"]["requests"]["cpu"] == "333m", "{what}: {container}");
-        ensure!(container["env"].to_string().contains("GOGC"), "{what}: {container}");
-        ensure!(cluster.act(&roll(current, next)).await? == Outcome::Done, "{what}: again");
-        ensure!(scenario.object(workload).await?["metadata"]["generation"] == rolled["metadata"]["generation"]);
-        let seen = observed(cluster).await?.observed.workloads[&workload].clone();
-        ensure!(seen.template == *next && seen.previous.as_ref() == Some(current), "{what}: {seen:?}");
+        rolls_one(scenario, cluster, workload)
+            .await
+            .with_context(|| workload.as_str())?;
+    }
+    let surge = &scenario.object(Workload::ApiServer).await?["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"];
+    ensure!(
+        (surge == &json!(1)) == scenario.server.features().daemon_set_surge,
+        "{surge}"
+    );
+    Ok(())
+}
 
-        scenario.settled(workload).await.context(what)?;
-        ensure!(cluster.act(&back).await? == Outcome::Done, "{what}");
-        let returned = scenario.object(workload).await?;
-        let (was, is) = (&edited["spec"]["template"], &returned["spec"]["template"]);
-        ensure!(was == is, "{what}: not what it was:\n{was:#}\n{is:#}");
-        ensure!(cluster.act(&back).await? == Outcome::Done, "{what}: again");
-        scenario.settled(workload).await.context(what)?;
-        // On again: with a revision that none has had.
-        ensure!(cluster.act(&roll(current, next)).await? == Outcome::Done, "{what}");
-        let again = scenario.object(workload).await?;
-        if workload != Workload::Proxy {
-            ensure!(revision(&again) == "4", "{what}: {}", revision(&again));
-        }
-        ensure!(again["spec"]["template"]["spec"] != edited["spec"]["template"]["spec"]);
-        let command = |object: &Value| {
-            let words = object["spec"]["template"]["spec"]["containers"][0]["command"].as_array().cloned();
-            words.into_iter().flatten().filter(|w| !w.to_string().contains("--bind-address")).collect::<Vec<_>>()
-        };
-        ensure!(command(&again) == command(&rolled), "{what}: people's changes are carried over as the first time");
-        let surge = &again["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"];
-        if workload == Workload::ApiServer {
-            ensure!((surge == &json!(1)) == scenario.server.features().daemon_set_surge, "{surge}");
-        }
+/// On, back, and on again.
+async fn rolls_one(scenario: &Scenario, cluster: &KubeCluster, workload: Workload) -> Result<()> {
+    let (current, next) = (&scenario.current, &scenario.next);
+    let roll = |from: &ReleaseRef, to: &ReleaseRef| Action::Roll {
+        workload,
+        from: from.clone(),
+        to: to.clone(),
+    };
+    let back = Action::RollBack {
+        workload,
+        from: next.clone(),
+        to: current.clone(),
+    };
+    // As a person changes it, by hand.
+    let edited = scenario.edit(workload).await?;
+    scenario.settled(workload).await?;
+    ensure!(
+        cluster.act(&roll(next, current)).await? == Outcome::Done,
+        "it is of that release"
+    );
+    let other = ReleaseRef {
+        digest: kprov_types::Digest::from_bytes([9; 32]),
+        ..current.clone()
+    };
+    ensure!(cluster.act(&roll(&other, next)).await? == Outcome::Stale);
+
+    ensure!(cluster.act(&roll(current, next)).await? == Outcome::Done);
+    let rolled = scenario.object(workload).await?;
+    is_rolled(&rolled, next)?;
+    ensure!(cluster.act(&roll(current, next)).await? == Outcome::Done, "again");
+    ensure!(scenario.object(workload).await?["metadata"]["generation"] == rolled["metadata"]["generation"]);
+    let seen = observed(cluster).await?.observed.workloads[&workload].clone();
+    ensure!(
+        seen.template == *next && seen.previous.as_ref() == Some(current),
+        "{seen:?}"
+    );
+
+    scenario.settled(workload).await?;
+    ensure!(cluster.act(&back).await? == Outcome::Done);
+    let returned = scenario.object(workload).await?;
+    let (was, is) = (&edited["spec"]["template"], &returned["spec"]["template"]);
+    ensure!(was == is, "not what it was:\n{was:#}\n{is:#}");
+    ensure!(cluster.act(&back).await? == Outcome::Done, "again");
+
+    scenario.settled(workload).await?;
+    ensure!(cluster.act(&roll(current, next)).await? == Outcome::Done);
+    let again = scenario.object(workload).await?;
+    is_rolled(&again, next)?;
+    ensure!(
+        command(&again) == command(&rolled),
+        "people's changes are carried over as the first time"
+    );
+    if workload != Workload::Proxy {
+        // A revision that none has had.
+        let revisions =
+            [&edited, &rolled, &again].map(|o| &o["spec"]["template"]["metadata"]["labels"]["kprov.io/revision"]);
+        ensure!(revisions == ["2", "3", "4"], "{revisions:?}");
     }
     Ok(())
+}
+
+/// The template is of a release, and has what people have changed.
+fn is_rolled(object: &Value, to: &ReleaseRef) -> Result<()> {
+    let template = &object["spec"]["template"];
+    let annotations = &template["metadata"]["annotations"];
+    ensure!(annotations["kprov.io/release"] == json!(to.digest), "{annotations}");
+    ensure!(annotations["kprov.io/kubernetes"] == json!(to.version), "{annotations}");
+    ensure!(!object["metadata"]["annotations"]["kprov.io/rolled-at"].is_null());
+    let container = &template["spec"]["containers"][0];
+    let image = container["image"].as_str().unwrap_or_default();
+    ensure!(image.contains(&to.version.tag()), "{image}");
+    ensure!(command(object).contains(&json!("--v=4")), "{container}");
+    ensure!(container["resources"]["requests"]["cpu"] == "333m", "{container}");
+    ensure!(container["env"].to_string().contains("GOGC"), "{container}");
+    Ok(())
+}
+
+/// A program's flags, but for the one that is another with each revision.
+fn command(object: &Value) -> Vec<Value> {
+    let words = object["spec"]["template"]["spec"]["containers"][0]["command"].as_array();
+    let words = words.into_iter().flatten();
+    words
+        .filter(|word| !word.to_string().contains("--bind-address"))
+        .cloned()
+        .collect()
 }
 
 /// A pod of the old template is deleted where its controller waits for that, one of the new is not.
@@ -290,8 +386,14 @@ async fn replaces(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
         Ok((seen.template == scenario.next).then_some(()))
     })
     .await?;
-    ensure!(cluster.act(&replace(&old, "w-0")).await? == Outcome::Stale, "it's on another machine");
-    ensure!(cluster.act(&replace("no-such-pod", &machine)).await? == Outcome::Done, "it's gone");
+    ensure!(
+        cluster.act(&replace(&old, "w-0")).await? == Outcome::Stale,
+        "it's on another machine"
+    );
+    ensure!(
+        cluster.act(&replace("no-such-pod", &machine)).await? == Outcome::Done,
+        "it's gone"
+    );
     ensure!(cluster.act(&replace(&old, &machine)).await? == Outcome::Done);
     scenario.kubelet_removes(&old).await?;
     let (new, machine) = until("a new pod", || async {
@@ -303,7 +405,10 @@ async fn replaces(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
         Ok(seen.instances.iter().any(|i| i.name == new).then_some(()))
     })
     .await?;
-    ensure!(cluster.act(&replace(&new, &machine)).await? == Outcome::Stale, "it's of the template");
+    ensure!(
+        cluster.act(&replace(&new, &machine)).await? == Outcome::Stale,
+        "it's of the template"
+    );
     Ok(())
 }
 
@@ -349,7 +454,11 @@ async fn fails_and_reverts(scenario: &Scenario, cluster: &KubeCluster) -> Result
     ensure!(cluster.act(&reverted).await? == Outcome::Done);
     let status = scenario.status().await?;
     ensure!(status.hop_started.is_none() && status.failure.is_some_and(|f| f.reverted));
-    ensure!(status.history.len() == 1 && status.history[0].outcome == "Reverted", "{:?}", status.history);
+    ensure!(
+        status.history.len() == 1 && status.history[0].outcome == "Reverted",
+        "{:?}",
+        status.history
+    );
     ensure!(status.history[0].started == started);
     Ok(())
 }
@@ -374,9 +483,16 @@ async fn finishes(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
     ensure!(status.current_version == Some(scenario.next.version.to_string()));
     ensure!(status.current_release.as_ref() == Some(&scenario.next.digest));
     let last = status.history.last().context("no history")?;
-    ensure!(status.history.len() == 2 && last.outcome == "Completed", "{:?}", status.history);
+    ensure!(
+        status.history.len() == 2 && last.outcome == "Completed",
+        "{:?}",
+        status.history
+    );
     ensure!(last.from == Some(scenario.current.version.to_string()));
-    let settings = scenario.admin.get("/api/v1/namespaces/kube-system/configmaps/kprov-config").await?;
+    let settings = scenario
+        .admin
+        .get("/api/v1/namespaces/kube-system/configmaps/kprov-config")
+        .await?;
     let settings: kprov_types::node::ControlPlaneSettings =
         serde_json::from_str(settings["data"]["settings.json"].as_str().context("no settings")?)?;
     ensure!(settings.kubernetes == scenario.next.version && settings.release_digest == scenario.next.digest);
@@ -394,7 +510,10 @@ async fn finishes(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
 
 async fn reports(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
     let version = async || -> Result<Value> {
-        let update = scenario.admin.get(&format!("{}/versionupdates/cluster", scenario::OWN)).await?;
+        let update = scenario
+            .admin
+            .get(&format!("{}/versionupdates/cluster", scenario::OWN))
+            .await?;
         anyhow::Ok(update["metadata"]["resourceVersion"].clone())
     };
     let input = observed(cluster).await?;
@@ -409,13 +528,18 @@ async fn reports(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
     // A report is no news.
     let looked = cluster.cache.changes().borrow().to_owned();
     let blocked = Plan {
-        state: State::Refused(crate::plan::Refusal::NoRelease("the cluster knows no release 1.99.9".into())),
+        state: State::Refused(crate::plan::Refusal::NoRelease(
+            "the cluster knows no release 1.99.9".into(),
+        )),
         ..plan
     };
     cluster.report(&input, &blocked).await?;
     ensure!(version().await? != first);
     ensure!(*cluster.cache.changes().borrow() == looked);
-    let events = scenario.admin.get("/apis/events.k8s.io/v1/namespaces/default/events").await?;
+    let events = scenario
+        .admin
+        .get("/apis/events.k8s.io/v1/namespaces/default/events")
+        .await?;
     let reasons: std::collections::BTreeSet<&str> = events["items"]
         .as_array()
         .context("no events")?
@@ -424,8 +548,15 @@ async fn reports(scenario: &Scenario, cluster: &KubeCluster) -> Result<()> {
         .filter_map(|event| event["reason"].as_str())
         .collect();
     let expected = [
-        "HopFinished", "HopStarted", "MachineUpdated", "MachineUpdating", "Refused", "ReleaseFailed", "Reverted",
-        "RollBackStarted", "RollStarted",
+        "HopFinished",
+        "HopStarted",
+        "MachineUpdated",
+        "MachineUpdating",
+        "Refused",
+        "ReleaseFailed",
+        "Reverted",
+        "RollBackStarted",
+        "RollStarted",
     ];
     ensure!(reasons.into_iter().eq(expected), "{events}");
     Ok(())
@@ -446,7 +577,10 @@ async fn writes_only_while_it_leads(scenario: &Scenario, cluster: &KubeCluster, 
     ];
     for action in acts {
         let outcome = cluster.act(&action).await;
-        ensure!(matches!(outcome, Err(ClusterError::NotLeading)), "{action:?}: {outcome:?}");
+        ensure!(
+            matches!(outcome, Err(ClusterError::NotLeading)),
+            "{action:?}: {outcome:?}"
+        );
     }
     ensure!(matches!(cluster.ensure().await, Err(ClusterError::NotLeading)));
     let after = scenario.admin.get(&format!("{NODE}/w-0")).await?;

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use kprov_bootstrap::apply::apply;
 use kprov_bootstrap::manifests::{self, self_hosted};
-use kprov_types::api::{
-    ApiServerStatus, EtcdStatus, MachineStatus, ReleaseRef, VersionUpdateStatus, release_name,
-};
+use kprov_types::api::{ApiServerStatus, EtcdStatus, MachineStatus, ReleaseRef, VersionUpdateStatus, release_name};
 use kprov_types::machine::Endpoint;
 use kprov_types::node::{ControlPlaneSettings, Member, NodeNetwork};
 use kprov_types::release::{API_VERSION, ImageComponent, Release, ReleaseImage};
@@ -28,14 +27,14 @@ pub(super) const OWN: &str = "/apis/kprov.io/v1alpha1";
 pub(super) const NODE: &str = "/api/v1/nodes";
 const SYSTEM: &str = "/api/v1/namespaces/kube-system";
 const APPS: &str = "/apis/apps/v1/namespaces/kube-system";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) fn name(name: &str) -> MachineName {
     MachineName::new(name).unwrap()
 }
 
 pub(super) struct Scenario {
-    pub(super) server: Server,
+    pub(super) server: Arc<Server>,
     pub(super) admin: Api,
     pub(super) operator: Client,
     /// What the cluster was made with, and where it goes.
@@ -44,8 +43,19 @@ pub(super) struct Scenario {
 }
 
 fn manifest(version: &KubernetesVersion) -> String {
-    use ImageComponent::{Coredns, Etcd, KprovOperator, KubeApiserver, KubeControllerManager, KubeProxy, KubeScheduler, Pause};
-    let all = [Coredns, Etcd, KprovOperator, KubeApiserver, KubeControllerManager, KubeProxy, KubeScheduler, Pause];
+    use ImageComponent::{
+        Coredns, Etcd, KprovOperator, KubeApiserver, KubeControllerManager, KubeProxy, KubeScheduler, Pause,
+    };
+    let all = [
+        Coredns,
+        Etcd,
+        KprovOperator,
+        KubeApiserver,
+        KubeControllerManager,
+        KubeProxy,
+        KubeScheduler,
+        Pause,
+    ];
     let image = |component: ImageComponent| ReleaseImage {
         reference: format!("kprov.local/{}:{}", component.as_str(), version.tag()),
         digest: Digest::from_bytes([3; 32]),
@@ -97,13 +107,8 @@ fn settings(current: &ReleaseRef) -> ControlPlaneSettings {
 }
 
 impl Scenario {
-    pub(super) async fn begin(server: Server) -> Result<Self> {
+    pub(super) async fn begin(server: Arc<Server>) -> Result<Self> {
         let admin = Api(server.client(None)?);
-        until("a ready API server", || async {
-            let ready = admin.0.request_text(http::Request::get("/readyz").body(Vec::new())?).await;
-            Ok(ready.ok())
-        })
-        .await?;
         let minor = server.version.minor().minor;
         let scenario = Self {
             operator: server.client(Some(OPERATOR))?,
@@ -117,6 +122,10 @@ impl Scenario {
         for (index, node) in ["cp-0", "w-0", "w-1"].into_iter().enumerate() {
             scenario.node(node, index).await?;
         }
+        for workload in [Workload::ControllerManager, Workload::Scheduler] {
+            let one = json!({ "spec": { "replicas": 1 } });
+            scenario.admin.patch(&Self::path(workload), &one).await?;
+        }
         Ok(scenario)
     }
 
@@ -127,7 +136,14 @@ impl Scenario {
         }
         let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": name, "labels": labels } });
         self.admin.post(NODE, &node).await?;
-        let info = ["machineID", "systemUUID", "bootID", "kernelVersion", "osImage", "containerRuntimeVersion"];
+        let info = [
+            "machineID",
+            "systemUUID",
+            "bootID",
+            "kernelVersion",
+            "osImage",
+            "containerRuntimeVersion",
+        ];
         let mut info: BTreeMap<&str, String> = info.map(|field| (field, "x".to_owned())).into();
         info.insert("kubeletVersion", self.current.version.tag());
         info.insert("kubeProxyVersion", self.current.version.tag());
@@ -142,7 +158,9 @@ impl Scenario {
         } });
         self.admin.patch(&format!("{NODE}/{name}/status"), &status).await?;
         // Kubelets take this off.
-        self.admin.patch(&format!("{NODE}/{name}"), &json!({ "spec": { "taints": null } })).await?;
+        self.admin
+            .patch(&format!("{NODE}/{name}"), &json!({ "spec": { "taints": null } }))
+            .await?;
         Ok(())
     }
 
@@ -155,7 +173,9 @@ impl Scenario {
 
     pub(super) async fn want(&self, version: &str) -> Result<()> {
         let change = json!({ "spec": { "desiredVersion": version } });
-        self.admin.patch(&format!("{OWN}/versionupdates/cluster"), &change).await?;
+        self.admin
+            .patch(&format!("{OWN}/versionupdates/cluster"), &change)
+            .await?;
         Ok(())
     }
 
@@ -184,7 +204,9 @@ impl Scenario {
         let object = self.admin.get(&path).await?;
         let mut status: MachineStatus = serde_json::from_value(object["status"].clone()).unwrap_or_default();
         change(&mut status);
-        self.admin.patch(&format!("{path}/status"), &json!({ "status": status })).await?;
+        self.admin
+            .patch(&format!("{path}/status"), &json!({ "status": status }))
+            .await?;
         Ok(())
     }
 
@@ -211,9 +233,17 @@ impl Scenario {
             })
             .await?;
         }
-        let workloads = [Workload::ApiServer, Workload::ControllerManager, Workload::Scheduler, Workload::Proxy];
+        let workloads = [
+            Workload::ApiServer,
+            Workload::ControllerManager,
+            Workload::Scheduler,
+            Workload::Proxy,
+        ];
         for workload in workloads {
-            let (pod, _) = until("a pod", || async { Ok(Some(self.pod_of(workload, &self.current).await?)) }).await?;
+            let (pod, _) = until("a pod", || async {
+                Ok(Some(self.pod_of(workload, &self.current).await?))
+            })
+            .await?;
             self.ready(&pod, true).await?;
         }
         until("an API server that is ready", || async {
@@ -224,28 +254,40 @@ impl Scenario {
         .await
     }
 
-    /// A pod of a workload and a release, and the machine it's on.
+    /// A pod of a workload and a release that stays, and the machine it's on.
     pub(super) async fn pod_of(&self, workload: Workload, release: &ReleaseRef) -> Result<(String, String)> {
-        let label = format!("{}%3D{}", manifests::NAME_LABEL, workload.as_str());
-        let list = self.admin.get(&format!("{SYSTEM}/pods?labelSelector={label}")).await?;
-        for pod in list["items"].as_array().context("no list")? {
-            let of_this = pod["metadata"]["annotations"]["kprov.io/release"] == json!(release.digest);
-            if let (true, Some(machine), Some(name)) =
-                (of_this, pod["spec"]["nodeName"].as_str(), pod["metadata"]["name"].as_str())
-            {
+        let pods = self.pods_of(workload).await?;
+        for pod in &pods {
+            let of_this = pod["metadata"]["annotations"]["kprov.io/release"] == json!(release.digest)
+                && pod["metadata"]["deletionTimestamp"].is_null();
+            if let (true, Some(machine), Some(name)) = (
+                of_this,
+                pod["spec"]["nodeName"].as_str(),
+                pod["metadata"]["name"].as_str(),
+            ) {
                 return Ok((name.to_owned(), machine.to_owned()));
             }
         }
-        let pods = list["items"].as_array().into_iter().flatten();
-        let seen: Vec<String> = pods.map(|pod| format!("{}: {}", pod["metadata"]["name"], pod["status"])).collect();
+        let seen: Vec<String> = pods
+            .iter()
+            .map(|pod| format!("{}: {}", pod["metadata"]["name"], pod["status"]))
+            .collect();
         bail!("no pod of `{}` of {release} among {seen:?}", workload.as_str())
+    }
+
+    async fn pods_of(&self, workload: Workload) -> Result<Vec<Value>> {
+        let label = format!("{}%3D{}", manifests::NAME_LABEL, workload.as_str());
+        let list = self.admin.get(&format!("{SYSTEM}/pods?labelSelector={label}")).await?;
+        list["items"].as_array().cloned().context("no list")
     }
 
     pub(super) async fn ready(&self, pod: &str, ready: bool) -> Result<()> {
         let status = if ready { "True" } else { "False" };
         let change = json!({ "status": { "phase": "Running", "conditions": [
             { "type": "Ready", "status": status, "lastTransitionTime": jiff::Timestamp::now() }] } });
-        self.admin.patch(&format!("{SYSTEM}/pods/{pod}/status"), &change).await?;
+        self.admin
+            .patch(&format!("{SYSTEM}/pods/{pod}/status"), &change)
+            .await?;
         Ok(())
     }
 
@@ -264,7 +306,9 @@ impl Scenario {
         let policy = self.server.features().pod_disruption_budget;
         let budget = json!({ "apiVersion": policy, "kind": "PodDisruptionBudget", "metadata": { "name": "web" },
             "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } } });
-        self.admin.post(&format!("/apis/{policy}/namespaces/shop/poddisruptionbudgets"), &budget).await?;
+        self.admin
+            .post(&format!("/apis/{policy}/namespaces/shop/poddisruptionbudgets"), &budget)
+            .await?;
         let account = "/api/v1/namespaces/shop/serviceaccounts/default";
         until("a ServiceAccount", || async { Ok(self.admin.get(account).await.ok()) }).await?;
         for (app, node) in [("web", "w-0"), ("free", "w-0"), ("elsewhere", "w-1")] {
@@ -273,8 +317,11 @@ impl Scenario {
                 "spec": { "nodeName": node, "automountServiceAccountToken": false,
                     "containers": [{ "name": "c", "image": "example.com/c" }] } });
             self.admin.post("/api/v1/namespaces/shop/pods", &pod).await?;
-            let status = json!({ "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] } });
-            self.admin.patch(&format!("/api/v1/namespaces/shop/pods/{app}-1/status"), &status).await?;
+            let status =
+                json!({ "status": { "phase": "Running", "conditions": [{ "type": "Ready", "status": "True" }] } });
+            self.admin
+                .patch(&format!("/api/v1/namespaces/shop/pods/{app}-1/status"), &status)
+                .await?;
         }
         let budget = format!("/apis/{policy}/namespaces/shop/poddisruptionbudgets/web");
         until("the budget's own count", || async {
@@ -300,11 +347,17 @@ impl Scenario {
     pub(super) async fn edit(&self, workload: Workload) -> Result<Value> {
         let mut object = self.object(workload).await?;
         let container = &mut object["spec"]["template"]["spec"]["containers"][0];
-        container["command"].as_array_mut().context("no command")?.push(json!("--v=4"));
+        container["command"]
+            .as_array_mut()
+            .context("no command")?
+            .push(json!("--v=4"));
         if container["env"].is_null() {
             container["env"] = json!([]);
         }
-        container["env"].as_array_mut().context("no list")?.push(json!({ "name": "GOGC", "value": "50" }));
+        container["env"]
+            .as_array_mut()
+            .context("no list")?
+            .push(json!({ "name": "GOGC", "value": "50" }));
         container["resources"]["requests"]["cpu"] = json!("333m");
         let containers = object["spec"]["template"]["spec"]["containers"].clone();
         let change = json!({ "spec": { "template": { "spec": { "containers": containers } } } });
@@ -320,15 +373,18 @@ impl Scenario {
         .await
     }
 
-    /// Everything is of a release, as far as the watches tell.
+    /// Pods of a release become ready, those of others end, and the watches have told of it.
     pub(super) async fn all_of(&self, cluster: &KubeCluster, release: &ReleaseRef) -> Result<()> {
         until("pods of one release alone", || async {
             for workload in [Workload::ApiServer, Workload::ControllerManager] {
-                if let Ok((old, _)) = self.pod_of(workload, &self.current).await {
-                    let object = self.object(workload).await?;
-                    let template = &object["spec"]["template"]["metadata"]["annotations"]["kprov.io/release"];
-                    if *template == json!(release.digest) {
-                        self.kubelet_removes(&old).await?;
+                if let Ok((new, _)) = self.pod_of(workload, release).await {
+                    self.ready(&new, true).await?;
+                }
+                for pod in self.pods_of(workload).await? {
+                    let name = pod["metadata"]["name"].as_str().context("no name")?;
+                    let old = pod["metadata"]["annotations"]["kprov.io/release"] != json!(release.digest);
+                    if !pod["metadata"]["deletionTimestamp"].is_null() || old && workload == Workload::ApiServer {
+                        self.kubelet_removes(name).await?;
                     }
                 }
             }

@@ -16,7 +16,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const TOKEN: &str = "adapter";
 /// The operator's ServiceAccount.
 pub(super) const OPERATOR: &str = "system:serviceaccount:kube-system:kprov-operator";
@@ -24,7 +24,10 @@ pub(super) const OPERATOR: &str = "system:serviceaccount:kube-system:kprov-opera
 /// The directories with Kubernetes' programs to test with: `KPROV_TEST_BINARIES` is one, `KPROV_TEST_RELEASES` has one for each
 /// version. None found is a failure in CI, and said aloud elsewhere.
 pub(super) fn directories(test: &str) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = env::var_os("KPROV_TEST_BINARIES").into_iter().map(PathBuf::from).collect();
+    let mut found: Vec<PathBuf> = env::var_os("KPROV_TEST_BINARIES")
+        .into_iter()
+        .map(PathBuf::from)
+        .collect();
     if let Some(releases) = env::var_os("KPROV_TEST_RELEASES") {
         found.extend(fs::read_dir(&releases).unwrap().map(|entry| entry.unwrap().path()));
     }
@@ -39,7 +42,10 @@ pub(super) fn directories(test: &str) -> Vec<PathBuf> {
 }
 
 /// Waits until something is so.
-pub(super) async fn until<T, F: Future<Output = Result<Option<T>>>>(what: &str, mut look: impl FnMut() -> F) -> Result<T> {
+pub(super) async fn until<T, F: Future<Output = Result<Option<T>>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match look().await {
@@ -65,7 +71,12 @@ impl Drop for Running {
             let log = fs::read_to_string(&self.log).unwrap_or_default();
             eprintln!("--- {}", self.log.display());
             let lines: Vec<&str> = log.lines().collect();
-            lines[lines.len().saturating_sub(15)..].iter().for_each(|line| eprintln!("{line:.300}"));
+            // A crash begins with its reason; else what matters comes last.
+            let crash = lines
+                .iter()
+                .position(|line| line.starts_with("fatal error:") || line.starts_with("panic:"));
+            let from = crash.unwrap_or(lines.len().saturating_sub(15));
+            lines[from..].iter().take(40).for_each(|line| eprintln!("{line:.300}"));
         }
     }
 }
@@ -80,9 +91,12 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn start(directory: &Path, index: u16) -> Self {
+    pub(super) async fn start(directory: &Path, index: u16) -> Result<Self> {
         // An address of this process's own, so that ports need none.
-        let [high, low] = u16::try_from(process::id() % 60_000).unwrap().wrapping_add(index).to_be_bytes();
+        let [high, low] = u16::try_from(process::id() % 60_000)
+            .unwrap()
+            .wrapping_add(index)
+            .to_be_bytes();
         let mut server = Self {
             version: version_of(&directory.join("kube-apiserver")),
             address: Ipv4Addr::new(127, 67, high, low),
@@ -91,16 +105,29 @@ impl Server {
         };
         server.write_files();
         let own = directory.join("etcd");
-        let etcd = if own.is_file() { own } else { PathBuf::from("/usr/bin/etcd") };
+        let etcd = if own.is_file() {
+            own
+        } else {
+            PathBuf::from("/usr/bin/etcd")
+        };
         server.run(&etcd, &server.etcd());
         server.run(&directory.join("kube-apiserver"), &server.api_server());
+        // Controllers give up soon where there is no API.
+        let admin = server.client(None)?;
+        until("a ready API server", || async {
+            let ready = admin
+                .request_text(http::Request::get("/readyz").body(Vec::new())?)
+                .await;
+            Ok(Some(ready?))
+        })
+        .await?;
         let mut manager = server.controller(10257);
         manager.push(format!("--service-account-private-key-file={}", server.file("sa.key")));
         // No kubelet keeps Nodes Ready here.
         manager.push("--controllers=*,-nodelifecycle".into());
         server.run(&directory.join("kube-controller-manager"), &manager);
         server.run(&directory.join("kube-scheduler"), &server.controller(10259));
-        server
+        Ok(server)
     }
 
     pub(super) fn features(&self) -> Features {
@@ -111,6 +138,7 @@ impl Server {
     pub(super) fn client(&self, user: Option<&str>) -> Result<Client> {
         let mut config = Config::new(self.url().parse()?);
         config.accept_invalid_certs = true;
+        config.default_retry = false;
         config.auth_info.token = Some(TOKEN.to_owned().into());
         config.auth_info.impersonate = user.map(str::to_owned);
         Ok(Client::try_from(config)?)
@@ -192,10 +220,17 @@ impl Server {
     }
 
     fn run(&mut self, program: &Path, flags: &[String]) {
-        let log = self.root.path().join(format!("{}.log", program.file_name().unwrap().display()));
+        let log = self
+            .root
+            .path()
+            .join(format!("{}.log", program.file_name().unwrap().display()));
         let file = File::create(&log).unwrap();
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(program).args(flags).stdin(Stdio::null());
+        command
+            .args(["--pdeathsig", "KILL"])
+            .arg(program)
+            .args(flags)
+            .stdin(Stdio::null());
         let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
         self.running.push(Running { child, log });
     }
@@ -204,7 +239,9 @@ impl Server {
 fn version_of(program: &Path) -> KubernetesVersion {
     let output = Command::new(program).arg("--version").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    text.split_whitespace().find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    text.split_whitespace()
+        .find_map(|word| word.parse().ok())
+        .unwrap_or_else(|| panic!("{text}"))
 }
 
 /// Plain requests, as people and other programs make them.
@@ -226,8 +263,14 @@ impl Api {
     }
 
     async fn send(&self, method: &str, path: &str, content: &str, object: &Value) -> Result<Value> {
-        let request = http::Request::builder().method(method).uri(path).header("content-type", content);
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", content);
         let request = request.body(object.to_string().into_bytes())?;
-        self.0.request(request).await.with_context(|| format!("{method} {path}"))
+        self.0
+            .request(request)
+            .await
+            .with_context(|| format!("{method} {path}"))
     }
 }

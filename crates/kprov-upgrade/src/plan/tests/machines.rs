@@ -123,6 +123,10 @@ fn draining_takes_its_time_and_calls_a_person() {
         words(&plan(&input))[0],
         "2 pods to leave `w-1`, such as `default/web-1` (0 s of 600 s)"
     );
+    // What is on its way out already is waited for, and not asked again.
+    m(&mut input, "w-1").drain.as_mut().unwrap().leaving = 2;
+    assert_eq!(ids(&plan(&input)), [""; 0]);
+    assert_eq!(plan(&input).running[0].id, "1.36.3/drain/w-1");
     input = draining(&[blocked]);
     assert_eq!(words(&plan(&input))[0], format!("pods to leave `w-1`: {blocked}"));
     input.now += jiff::SignedDuration::from_secs(601);

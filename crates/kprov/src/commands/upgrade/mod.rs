@@ -68,12 +68,7 @@ pub(super) async fn run(context: &Kprov, args: UpgradeArgs) -> Result<()> {
     }
 
     let at_hand = payloads::find(context, &access, &args.release)?;
-    // Of equal versions the last counts: what is named over what lies about, and that over what the cluster knows.
-    let local = at_hand
-        .iter()
-        .rev()
-        .map(|payload| known_release(release_of(payload), payload.release()));
-    input.observed.releases.extend(local);
+    prefer(&mut input, &at_hand);
     let path: Vec<ReleaseRef> = hops::path(&current, &args.to, &input.observed.releases)
         .map_err(|error| no_way(&access, &args.to, &error))?
         .into_iter()
@@ -124,6 +119,30 @@ async fn look(access: &Access) -> Result<Input> {
     let cluster = KubeCluster::look(access.client.clone()).await.with_context(unreachable)?;
     let input = cluster.observe().await.with_context(unreachable)?;
     input.ok_or_else(|| unreachable().into())
+}
+
+/// Of each version one release counts: the first at hand (what is named comes before what lies about), else what the cluster knows.
+/// What it runs it always knows.
+fn prefer(input: &mut Input, at_hand: &[Payload]) {
+    let observed = &mut input.observed;
+    let mut local: Vec<&Payload> = Vec::new();
+    for payload in at_hand {
+        let version = &payload.release().kubernetes;
+        if *version != observed.current.version && local.iter().all(|known| known.release().kubernetes != *version) {
+            local.push(payload);
+        }
+    }
+    let current = observed.current.clone();
+    observed.releases.retain(|known| {
+        known.release == current
+            || local
+                .iter()
+                .all(|payload| payload.release().kubernetes != known.release.version)
+    });
+    let local = local
+        .into_iter()
+        .map(|payload| known_release(release_of(payload), payload.release()));
+    observed.releases.extend(local);
 }
 
 fn release_of(payload: &Payload) -> ReleaseRef {
