@@ -93,12 +93,14 @@ pub struct Broken {
 
 /// The broken payloads that `KPROV_TEST_BROKEN` names: `kind=dir=key`, `:` between.
 pub fn broken() -> Result<Vec<Broken>> {
-    let list =
-        std::env::var("KPROV_TEST_BROKEN").context("KPROV_TEST_BROKEN is not set: run the tests by `cargo xtask test`")?;
+    let list = std::env::var("KPROV_TEST_BROKEN")
+        .context("KPROV_TEST_BROKEN is not set: run the tests by `cargo xtask test`")?;
     let entries = list.split(':').filter(|entry| !entry.is_empty());
     entries
         .map(|entry| {
-            let (kind, rest) = entry.split_once('=').context("KPROV_TEST_BROKEN: `kind=dir=key` is expected")?;
+            let (kind, rest) = entry
+                .split_once('=')
+                .context("KPROV_TEST_BROKEN: `kind=dir=key` is expected")?;
             Ok(Broken {
                 kind: kind.to_owned(),
                 payload: Payload::parse(rest)?,

@@ -1,7 +1,7 @@
 //! One long watch from outside, resumed whenever its connection ends, while another client writes: nothing may be missing.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -27,7 +27,11 @@ impl Watched {
     /// Every write that was accepted was seen, once, in order.
     pub fn without_gap(&self) -> Result<()> {
         ensure!(self.written > 10, "only {} writes were made", self.written);
-        ensure!(self.failed_writes.is_empty(), "writes failed: {:#?}", self.failed_writes);
+        ensure!(
+            self.failed_writes.is_empty(),
+            "writes failed: {:#?}",
+            self.failed_writes
+        );
         let gaps: Vec<_> = self.seen.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
         ensure!(gaps.is_empty(), "the watch has gaps: {gaps:?}");
         ensure!(
@@ -85,8 +89,18 @@ async fn run(login: &Login, stop: &AtomicBool) -> Result<Watched> {
     let maps = format!("{}/api/v1/namespaces/default/configmaps", login.server);
     let map = |n: u64| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": NAME }, "data": { "n": n.to_string() } });
     client.delete(format!("{maps}/{NAME}")).send().await?;
-    let made: Value = client.post(&maps).json(&map(0)).send().await?.error_for_status()?.json().await?;
-    let version = made["metadata"]["resourceVersion"].as_str().context("no resourceVersion")?.to_owned();
+    let made: Value = client
+        .post(&maps)
+        .json(&map(0))
+        .send()
+        .await?
+        .error_for_status()?
+        .json()
+        .await?;
+    let version = made["metadata"]["resourceVersion"]
+        .as_str()
+        .context("no resourceVersion")?
+        .to_owned();
     let write = async {
         let (mut failed, mut n) = (Vec::new(), 0);
         let mut tick = tokio::time::interval(Duration::from_millis(500));
@@ -161,7 +175,9 @@ async fn follow(client: &reqwest::Client, maps: &str, mut version: String, seen:
             buffer.extend_from_slice(&bytes);
             while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();
-                let Ok(event) = serde_json::from_slice::<Value>(&line) else { continue };
+                let Ok(event) = serde_json::from_slice::<Value>(&line) else {
+                    continue;
+                };
                 if event["type"] == "ERROR" {
                     if event["object"]["code"] == 410 {
                         return anyhow::anyhow!("the watch can't resume from {version}: {event}");
@@ -169,7 +185,7 @@ async fn follow(client: &reqwest::Client, maps: &str, mut version: String, seen:
                     break;
                 }
                 if let Some(new) = event["object"]["metadata"]["resourceVersion"].as_str() {
-                    version = new.to_owned();
+                    new.clone_into(&mut version);
                 }
                 if event["type"] != "BOOKMARK"
                     && let Some(n) = event["object"]["data"]["n"].as_str().and_then(|n| n.parse().ok())

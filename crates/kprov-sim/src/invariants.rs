@@ -1,9 +1,9 @@
 //! What must always hold, judged by what really runs rather than by what the API tells; and by every change an operator makes.
 
-use std::collections::BTreeSet;
+use std::ops::Range;
 
 use kprov_types::Role;
-use kprov_types::api::ReleaseRef;
+use kprov_types::api::{Failure, ReleaseRef};
 use kprov_upgrade::check::{self, check_state};
 use kprov_upgrade::model::{Action, Workload};
 
@@ -42,8 +42,6 @@ pub(crate) struct Memory {
     pub(crate) goal: ReleaseId,
     /// When each machine that we took out of service was, and when it was back.
     pub(crate) outages: Vec<(Millis, Millis)>,
-    /// Releases that were told to have failed.
-    pub(crate) failed: BTreeSet<ReleaseId>,
 }
 
 impl Memory {
@@ -57,6 +55,8 @@ impl Memory {
 
 /// For how long the consequences of a fault are not an operator's.
 const EXCUSED: Millis = 5 * MINUTE;
+/// For how long after a fault what it has done may be taken for a release's fault.
+const BLAMED: Millis = 15 * MINUTE;
 /// How late an operator may be in seeing what it has changed itself.
 const LOOK: Millis = 5 * SECOND;
 /// How late the API may be in telling that a machine is gone.
@@ -202,19 +202,21 @@ impl World {
     pub(crate) fn judge_action(&mut self, action: &Action, asked_at: Millis) {
         self.judge_pause(action, asked_at);
         match action {
-            Action::Begin { release } => self.judge_release(release, None),
+            Action::Begin { release } => self.judge_release(release, 0..0),
             Action::Roll { workload, to, .. } => {
-                self.judge_release(to, None);
+                self.judge_release(to, 0..self.control_plane);
                 self.judge_snapshot(*workload, to);
             }
             Action::Standby { machine, release, .. } => {
-                let machine = self.machine(machine);
-                self.judge_release(release, machine);
+                if let Some(machine) = self.machine(machine) {
+                    self.judge_release(release, machine..machine + 1);
+                }
             }
             Action::Etcd { machine, to } => {
-                let machine = self.machine(machine);
-                self.judge_release(to, machine);
-                self.judge_etcd(machine);
+                if let Some(machine) = self.machine(machine) {
+                    self.judge_release(to, machine..machine + 1);
+                    self.judge_etcd(machine);
+                }
             }
             Action::Cordon { machine } => {
                 if let Some(machine) = self.machine(machine) {
@@ -223,7 +225,7 @@ impl World {
             }
             Action::Run { machine, to, .. } => {
                 if let Some(machine) = self.machine(machine) {
-                    self.judge_release(to, Some(machine));
+                    self.judge_release(to, machine..machine + 1);
                     // One that is told to stay with what it runs changes nothing.
                     if self.machines[machine].status.running != self.release(to) {
                         self.judge_run(machine);
@@ -236,7 +238,7 @@ impl World {
                     self.judge_uncordon(machine);
                 }
             }
-            Action::Fail { failure } => self.memory.failed.extend(self.release(&failure.release)),
+            Action::Fail { failure } => self.judge_failure(failure),
             _ => {}
         }
     }
@@ -257,24 +259,25 @@ impl World {
         }
     }
 
-    /// Nothing unverified runs, nor anything whose bytes were found bad where it would run.
-    fn judge_release(&mut self, release: &ReleaseRef, machine: Option<MachineId>) {
+    /// Nothing unverified runs, nor anything whose bytes aren't good on the machines where it would run.
+    fn judge_release(&mut self, release: &ReleaseRef, mut machines: Range<MachineId>) {
         let Some(release) = self.release(release) else { return };
-        let bad = match self.releases[release].defect {
-            Some(Defect::Unverified) => true,
-            Some(Defect::BadDigest(which)) => match (machine, which) {
-                (Some(machine), Some(which)) => machine == which,
-                (None, Some(_)) => false,
-                (_, None) => {
-                    !self.memory.failed.is_empty()
-                        || self.objects.values().any(|object| object.template.release == release)
-                }
-            },
-            _ => false,
-        };
-        if bad {
+        let unverified = self.releases[release].defect == Some(Defect::Unverified);
+        if unverified || machines.any(|machine| self.is_bad_on(release, machine)) {
             self.violate("unverified", |world| {
                 format!("{} is to run", world.releases[release].reference)
+            });
+        }
+    }
+
+    /// A release is not condemned for nothing.
+    fn judge_failure(&mut self, failure: &Failure) {
+        let good = self
+            .release(&failure.release)
+            .is_some_and(|release| self.releases[release].defect.is_none());
+        if good && !self.is_recent(BLAMED) {
+            self.violate("failure", |_| {
+                format!("a good release is condemned: {}", failure.message)
             });
         }
     }
@@ -291,9 +294,9 @@ impl World {
     }
 
     /// One member at a time, and none while another isn't healthy, as far as could be known.
-    fn judge_etcd(&mut self, machine: Option<MachineId>) {
+    fn judge_etcd(&mut self, machine: MachineId) {
         let other = self.machines.iter().enumerate().find_map(|(index, other)| {
-            let member = other.etcd.filter(|_| Some(index) != machine)?;
+            let member = other.etcd.filter(|_| index != machine)?;
             let known = !self.is_recent(LATE) && !member.up && other.life > 0 && !member.by_us;
             let under_way = member.by_us
                 || other.spec.etcd.is_some_and(|wanted| {

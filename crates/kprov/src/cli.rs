@@ -157,6 +157,7 @@ pub(crate) struct AccessArgs {
 
 /// Arguments of `upgrade`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct UpgradeArgs {
     /// Which cluster.
     #[command(flatten)]
@@ -409,6 +410,7 @@ pub(crate) enum ReleaseCommand {
 
 /// Arguments of `release create`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub(crate) struct ReleaseCreateArgs {
     /// Directory of binaries; may be given more than once, the first that has a program wins.
     #[arg(long, value_name = "DIR", required_unless_present = "online")]

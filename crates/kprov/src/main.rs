@@ -38,7 +38,11 @@ fn main() -> ExitCode {
 /// Whether kprov was called as `kubectl kprov`, by the name of kubectl's plugin.
 pub(crate) fn is_kubectl_plugin() -> bool {
     let name = std::env::args_os().next();
-    name.is_some_and(|name| std::path::Path::new(&name).file_name().is_some_and(|f| f == "kubectl-kprov"))
+    name.is_some_and(|name| {
+        std::path::Path::new(&name)
+            .file_name()
+            .is_some_and(|f| f == "kubectl-kprov")
+    })
 }
 
 fn trace(verbose: u8) {

@@ -407,9 +407,10 @@ fn mend_reflect2(source: &Utf8Path) -> Result<()> {
 /// and the zero value of its type lie at one place in memory, and so every empty string in a custom resource counts as null,
 /// and is refused.
 fn mend_validate(source: &Utf8Path) -> Result<()> {
-    const OLD: &str = "if data == nil || reflect.DeepEqual(reflect.Zero(reflect.TypeOf(data)), reflect.ValueOf(data)) {";
+    const OLD: &str =
+        "if data == nil || reflect.DeepEqual(reflect.Zero(reflect.TypeOf(data)), reflect.ValueOf(data)) {";
     const NEW: &str = "if data == nil {";
-    let path = source.join("vendor/github.com/go-openapi/validate/type.go");
+    let path = source.join("vendor/k8s.io/kube-openapi/pkg/validation/validate/type.go");
     let text = std::fs::read_to_string(&path).with_context(|| format!("can't read `{path}`"))?;
     let mended = text.replacen(OLD, NEW, 1);
     anyhow::ensure!(mended.contains(NEW), "`{path}` is not what it was: `{OLD}` is missing");

@@ -92,19 +92,15 @@ async fn measure(server: &ApiServer, machines: usize, limit: u32) -> Result<()> 
     })
     .await?;
     let idle = program.mib("VmRSS")?;
-    // Heartbeats of all, and then an upgrade that tells every machine to fetch a release.
+    // Heartbeats of all, and then an upgrade that preflight looks at.
     let beats = stream::iter(0..machines).map(|index| beat(&admin, index));
     beats.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     let beaten = program.mib("VmRSS")?;
-    let (major_minor, patch) = version
-        .to_string()
-        .rsplit_once('.')
-        .map(|(a, b)| (a.to_owned(), b.to_owned()))
-        .context("no patch")?;
-    let next: KubernetesVersion = format!("{major_minor}.{}", patch.parse::<u32>()? + 1).parse()?;
+    let mut next = version.minor();
+    next.minor += 1;
+    let next: KubernetesVersion = format!("{next}.0").parse()?;
     make_release(&admin, &next).await?;
-    let force: Vec<Value> = Vec::new();
-    let spec = json!({ "spec": { "desiredVersion": next, "force": force } });
+    let spec = json!({ "spec": { "desiredVersion": next } });
     updates
         .patch("cluster", &PatchParams::default(), &Patch::Merge(spec))
         .await?;

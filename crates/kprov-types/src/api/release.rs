@@ -43,7 +43,13 @@ pub fn release_name(version: &str, digest: &Digest) -> String {
     // A version with build metadata is no object name.
     let version: String = version
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c.to_ascii_lowercase() } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '.' || c == '-' {
+                c.to_ascii_lowercase()
+            } else {
+                '-'
+            }
+        })
         .collect();
     format!("{version}-{short}")
 }

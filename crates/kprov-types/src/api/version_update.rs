@@ -341,7 +341,8 @@ mod tests {
 
     #[test]
     fn an_empty_policy_is_the_default() {
-        let spec: VersionUpdateSpec = serde_json::from_str(r#"{"desiredVersion":"1.36.3","policy":{"canary":0}}"#).unwrap();
+        let spec: VersionUpdateSpec =
+            serde_json::from_str(r#"{"desiredVersion":"1.36.3","policy":{"canary":0}}"#).unwrap();
         assert_eq!(spec.policy.max_unavailable, MaxUnavailable::Count(1));
         assert_eq!(spec.policy.canary, 0);
         assert!(!spec.paused);

@@ -305,12 +305,8 @@ pub(super) fn standbys(draft: &mut Draft<'_>, release: &ReleaseRef) -> bool {
         match &machine.standby {
             // Placed by itself, and perhaps all that answers: it is changed once the machine's own does.
             Some(s) if s.api_ready && !s.serve_ordered && !serves(draft, name) => {
-                draft.wait(Waiting::StandbyStops { machine: name.clone() })
+                draft.wait(Waiting::StandbyStops { machine: name.clone() });
             }
-            // Placed by itself, and perhaps all that answers: it is changed once the machine's own does.
-            Some(s) if s.api_ready && !s.serve_ordered && !serves(draft, name) => draft.wait(Waiting::StandbyStops {
-                machine: name.clone(),
-            }),
             Some(s) if s.ordered.as_ref() != Some(release) => draft.step(Action::Standby {
                 machine: name.clone(),
                 release: release.clone(),

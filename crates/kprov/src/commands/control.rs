@@ -45,9 +45,11 @@ pub(super) async fn pause(context: &Context, args: &AccessArgs, paused: bool) ->
         }
         tokio::time::sleep(LOOK).await;
     }
-    Err(UserError::new("it is written down, but the operator has not seen it yet")
-        .hint("it counts as soon as the operator runs; see `kprov status`")
-        .into())
+    Err(
+        UserError::new("it is written down, but the operator has not seen it yet")
+            .hint("it counts as soon as the operator runs; see `kprov status`")
+            .into(),
+    )
 }
 
 #[derive(Debug, Serialize)]
@@ -70,7 +72,10 @@ pub(super) async fn rollback(context: &Context, args: RollbackArgs) -> Result<()
             .hint("wait a moment, and see `kprov status`")
             .into());
     };
-    if status.hop_started.is_none() && status.hops.is_empty() && update.spec.desired_version.trim_start_matches('v') == current {
+    if status.hop_started.is_none()
+        && status.hops.is_empty()
+        && update.spec.desired_version.trim_start_matches('v') == current
+    {
         return Err(UserError::new(format!(
             "there is nothing to take back: cluster `{}` runs {current}, and no upgrade is under way",
             access.name
@@ -80,7 +85,10 @@ pub(super) async fn rollback(context: &Context, args: RollbackArgs) -> Result<()
     }
     let update = objects::patch_spec(&access, json!({ "desiredVersion": current, "paused": false })).await?;
     if detach {
-        return print::raw(&format!("cluster `{}` goes back to {current}; `kprov status` shows it\n", access.name));
+        return print::raw(&format!(
+            "cluster `{}` goes back to {current}; `kprov status` shows it\n",
+            access.name
+        ));
     }
     let watch::End::Done(_) = watch::follow(&access, &context.reporter, &update).await?;
     context.reporter.finish();
@@ -91,6 +99,9 @@ pub(super) async fn rollback(context: &Context, args: RollbackArgs) -> Result<()
         seconds: context.reporter.elapsed().as_secs_f64(),
     };
     print::result(output.output, &done, |done| {
-        format!("cluster `{}` is back at {} after {:.1} s\n", done.cluster, done.kubernetes, done.seconds)
+        format!(
+            "cluster `{}` is back at {} after {:.1} s\n",
+            done.cluster, done.kubernetes, done.seconds
+        )
     })
 }

@@ -59,7 +59,7 @@ fn snapshots_of(machines: &[Machine]) -> Vec<(String, SnapshotStatus)> {
             status.snapshots.into_iter().map(|s| (machine.name_any(), s))
         })
         .collect();
-    all.sort_by(|a, b| a.1.time.cmp(&b.1.time));
+    all.sort_by_key(|(_, snapshot)| snapshot.time);
     all
 }
 
@@ -83,7 +83,7 @@ async fn snapshots(access: &Access, output: Output) -> Result<()> {
                     row.snapshot.name.clone(),
                     row.machine.clone(),
                     row.snapshot.time.to_string(),
-                    format!("{:.1} MiB", row.snapshot.size as f64 / f64::from(1 << 20)),
+                    format!("{} KiB", row.snapshot.size >> 10),
                 ]
             }),
         )
@@ -94,15 +94,20 @@ async fn restore(context: &Context, access: &Access, name: &str, yes: bool) -> R
     let machines = objects::list(access, objects::machines(&access.client)).await?;
     let all = snapshots_of(&machines);
     let Some((from, snapshot)) = all.iter().rev().find(|(_, s)| s.name == name) else {
-        return Err(UserError::new(format!("no machine of cluster `{}` has a snapshot `{name}`", access.name))
-            .hint("`kprov etcd snapshots` lists them")
-            .into());
+        return Err(UserError::new(format!(
+            "no machine of cluster `{}` has a snapshot `{name}`",
+            access.name
+        ))
+        .hint("`kprov etcd snapshots` lists them")
+        .into());
     };
     if !yes && !confirmed(&access.name, snapshot)? {
         return Err(UserError::new("nothing was changed").into());
     }
     let update = objects::version_update(access).await?;
-    let current = status_of(&update).current_version.unwrap_or(update.spec.desired_version);
+    let current = status_of(&update)
+        .current_version
+        .unwrap_or(update.spec.desired_version);
     context.reporter.step("", "hold upgrades");
     objects::patch_spec(access, json!({ "paused": true })).await?;
 
@@ -145,7 +150,9 @@ async fn restore(context: &Context, access: &Access, name: &str, yes: bool) -> R
                 })
                 .cloned()
                 .collect();
-            context.reporter.message("", &format!("waits for {}", missing.join(", ")));
+            context
+                .reporter
+                .message("", &format!("waits for {}", missing.join(", ")));
         }
         if missing.is_empty() {
             break;
@@ -171,9 +178,11 @@ async fn restore(context: &Context, access: &Access, name: &str, yes: bool) -> R
 
 fn confirmed(cluster: &str, snapshot: &SnapshotStatus) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(UserError::new(format!("not replacing the data of cluster `{cluster}` without being told to"))
-            .hint("give `--yes`")
-            .into());
+        return Err(UserError::new(format!(
+            "not replacing the data of cluster `{cluster}` without being told to"
+        ))
+        .hint("give `--yes`")
+        .into());
     }
     let mut stderr = anstream::stderr();
     write!(
@@ -183,6 +192,9 @@ fn confirmed(cluster: &str, snapshot: &SnapshotStatus) -> Result<bool> {
     )?;
     stderr.flush()?;
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("can't read your answer")?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("can't read your answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -33,9 +33,12 @@ pub(super) async fn version_update(access: &Access) -> Result<VersionUpdate> {
         .await
         .map_err(|error| unreachable_api(access, error))?
         .ok_or_else(|| {
-            UserError::new(format!("cluster `{}` has no VersionUpdate `{VERSION_UPDATE}`", access.name))
-                .hint("it was not made by this kprov, or somebody deleted it; `kprov up` puts it back")
-                .into()
+            UserError::new(format!(
+                "cluster `{}` has no VersionUpdate `{VERSION_UPDATE}`",
+                access.name
+            ))
+            .hint("it was not made by this kprov, or somebody deleted it; `kprov up` puts it back")
+            .into()
         })
 }
 

@@ -112,9 +112,7 @@ async fn make(context: &Kprov, args: ReleaseCreateArgs) -> Result<()> {
 }
 
 async fn verify(context: &Kprov, path: &Utf8Path, trust: &TrustArgs, output: Output) -> Result<()> {
-    let Trusted {
-        payload, signature, ..
-    } = verified(context, path, trust).await?;
+    let Trusted { payload, signature, .. } = verified(context, path, trust).await?;
     describe(output, &payload, Some(signature))
 }
 
@@ -147,7 +145,10 @@ pub(super) async fn verified(context: &Kprov, path: &Utf8Path, trust: &TrustArgs
                 format!("signed by {key}"),
                 trusted.get(&key).map(|public| (key.to_string(), public.to_pem())),
             ),
-            Err(problem) => (format!("NOT trusted ({problem}); taken because of --insecure-release"), None),
+            Err(problem) => (
+                format!("NOT trusted ({problem}); taken because of --insecure-release"),
+                None,
+            ),
         };
         Ok(Trusted {
             payload,

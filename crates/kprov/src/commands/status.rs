@@ -331,21 +331,34 @@ fn upgrade(update: &UpdateStatus) -> String {
         "version {}, asked for {}: {}",
         status.current_version.clone().unwrap_or_else(unknown),
         spec.desired_version,
-        if status.phase.is_empty() { "waiting for the operator" } else { &status.phase }
+        if status.phase.is_empty() {
+            "waiting for the operator"
+        } else {
+            &status.phase
+        }
     );
     if !status.message.is_empty() {
         let _ = write!(text, " ({})", status.message);
     }
     text.push('\n');
     for step in &status.steps {
-        let _ = writeln!(text, "  ▸ {} (since {})", step.message, step.since.strftime("%H:%M:%SZ"));
+        let _ = writeln!(
+            text,
+            "  ▸ {} (since {})",
+            step.message,
+            step.since.strftime("%H:%M:%SZ")
+        );
     }
     for waiting in &status.waiting {
         let _ = writeln!(text, "  … waits for {}", waiting.message);
     }
     for finding in &status.findings {
         let symbol = if finding.blocks { "✘" } else { "!" };
-        let _ = writeln!(text, "  {symbol} {}: {}\n      {}", finding.name, finding.message, finding.hint);
+        let _ = writeln!(
+            text,
+            "  {symbol} {}: {}\n      {}",
+            finding.name, finding.message, finding.hint
+        );
     }
     if let Some(failure) = &status.failure {
         let _ = writeln!(
@@ -357,7 +370,11 @@ fn upgrade(update: &UpdateStatus) -> String {
             let _ = writeln!(text, "      {line}");
         }
     }
-    for condition in status.conditions.iter().filter(|c| c.kind == condition::DEGRADED && c.status == "True") {
+    for condition in status
+        .conditions
+        .iter()
+        .filter(|c| c.kind == condition::DEGRADED && c.status == "True")
+    {
         let _ = writeln!(text, "  ✘ {}", condition.message);
     }
     text

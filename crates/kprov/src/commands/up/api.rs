@@ -115,7 +115,10 @@ async fn take_over(
 /// The settings with the release that the cluster runs now.
 async fn live(client: &Client, settings: &ControlPlaneSettings) -> Result<ControlPlaneSettings> {
     let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
-    let map = maps.get_opt(SETTINGS_CONFIG_MAP).await.context("the cluster's settings can't be read")?;
+    let map = maps
+        .get_opt(SETTINGS_CONFIG_MAP)
+        .await
+        .context("the cluster's settings can't be read")?;
     let Some(text) = map.and_then(|map| map.data?.remove(SETTINGS_KEY)) else {
         return Ok(settings.clone());
     };

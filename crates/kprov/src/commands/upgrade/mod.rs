@@ -113,10 +113,11 @@ pub(super) async fn run(context: &Kprov, args: UpgradeArgs) -> Result<()> {
 
 /// One picture of the cluster.
 async fn look(access: &Access) -> Result<Input> {
-    let unreachable = || {
-        UserError::new(format!("cluster `{}` can't be looked at", access.name)).hint("see `kprov status`")
-    };
-    let cluster = KubeCluster::look(access.client.clone()).await.with_context(unreachable)?;
+    let unreachable =
+        || UserError::new(format!("cluster `{}` can't be looked at", access.name)).hint("see `kprov status`");
+    let cluster = KubeCluster::look(access.client.clone())
+        .await
+        .with_context(unreachable)?;
     let input = cluster.observe().await.with_context(unreachable)?;
     input.ok_or_else(|| unreachable().into())
 }
@@ -157,13 +158,12 @@ async fn manifests(access: &Access, path: &[ReleaseRef], needed: &[AtHand]) -> R
     let known = objects::list(access, objects::releases(&access.client)).await?;
     let mut all = Vec::new();
     for hop in path {
-        let manifest = match needed.iter().find(|payload| payload.release() == *hop) {
-            Some(at_hand) => at_hand.payload.release().clone(),
-            None => {
-                let object = known.iter().find(|release| release.spec.digest == hop.digest);
-                let text = object.map(|object| object.spec.manifest.as_str()).unwrap_or_default();
-                serde_json::from_str(text).with_context(|| format!("the Release of {} is damaged", hop.version))?
-            }
+        let manifest = if let Some(at_hand) = needed.iter().find(|payload| payload.release() == *hop) {
+            at_hand.payload.release().clone()
+        } else {
+            let object = known.iter().find(|release| release.spec.digest == hop.digest);
+            let text = object.map(|object| object.spec.manifest.as_str()).unwrap_or_default();
+            serde_json::from_str(text).with_context(|| format!("the Release of {} is damaged", hop.version))?
         };
         all.push((hop.clone(), manifest));
     }
@@ -172,9 +172,9 @@ async fn manifests(access: &Access, path: &[ReleaseRef], needed: &[AtHand]) -> R
 
 fn no_way(access: &Access, to: &KubernetesVersion, error: &PathError) -> anyhow::Error {
     let hint = match error {
-        PathError::NoRelease { version } => format!(
-            "make a payload by `kprov release create --version {version}`, and name it with `--release DIR`"
-        ),
+        PathError::NoRelease { version } => {
+            format!("make a payload by `kprov release create --version {version}`, and name it with `--release DIR`")
+        }
         PathError::NoMinor { minor, .. } => {
             format!("name a payload of any {minor} with `--release DIR`, beside the one of {to}")
         }
@@ -183,7 +183,8 @@ fn no_way(access: &Access, to: &KubernetesVersion, error: &PathError) -> anyhow:
                 .to_owned()
         }
         PathError::Unverified { .. } => {
-            "give the payload again with `--release DIR`, and the key it is signed by with `--release-key FILE`".to_owned()
+            "give the payload again with `--release DIR`, and the key it is signed by with `--release-key FILE`"
+                .to_owned()
         }
         _ => "choose another version".to_owned(),
     };
@@ -248,7 +249,10 @@ fn confirmed(access: &Access, current: &ReleaseRef, path: &[ReleaseRef]) -> Resu
     )?;
     stderr.flush()?;
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("can't read your answer")?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("can't read your answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
@@ -278,11 +282,24 @@ async fn finish(
 /// Keeps which release the cluster runs now, for the next `up` of this host.
 fn remember(access: &Access, args: &UpgradeArgs, status: &VersionUpdateStatus) -> Result<()> {
     let Some(home) = &access.home else { return Ok(()) };
-    let Some(mut record) = home.record()? else { return Ok(()) };
-    let places = args.release.iter().cloned().chain(record.release.parent().map(camino::Utf8Path::to_owned));
+    let Some(mut record) = home.record()? else {
+        return Ok(());
+    };
+    let places = args
+        .release
+        .iter()
+        .cloned()
+        .chain(record.release.parent().map(camino::Utf8Path::to_owned));
     for place in places {
         let found = std::iter::once(place.clone())
-            .chain(place.read_dir_utf8().into_iter().flatten().flatten().map(camino::Utf8DirEntry::into_path))
+            .chain(
+                place
+                    .read_dir_utf8()
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(camino::Utf8DirEntry::into_path),
+            )
             .filter_map(|path| kprov_release::Payload::open(&path).ok())
             .find(|payload| Some(payload.digest()) == status.current_release);
         if let Some(payload) = found {

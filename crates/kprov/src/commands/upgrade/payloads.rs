@@ -60,7 +60,9 @@ pub(super) fn find(context: &Context, access: &Access, named: &[Utf8PathBuf]) ->
 }
 
 fn below(dir: &Utf8Path) -> Vec<Payload> {
-    let Ok(entries) = dir.read_dir_utf8() else { return Vec::new() };
+    let Ok(entries) = dir.read_dir_utf8() else {
+        return Vec::new();
+    };
     let mut paths: Vec<_> = entries.flatten().map(camino::Utf8DirEntry::into_path).collect();
     paths.sort();
     paths.iter().filter_map(|path| Payload::open(path).ok()).collect()

@@ -94,7 +94,9 @@ pub(super) async fn show(
 
 async fn findings(access: &Access, input: &Input, hops: Vec<(ReleaseRef, Release)>) -> Result<Vec<Finding>> {
     let machines = objects::list(access, objects::machines(&access.client)).await?;
-    let nodes = Api::<Node>::all(access.client.clone()).list(&ListParams::default()).await;
+    let nodes = Api::<Node>::all(access.client.clone())
+        .list(&ListParams::default())
+        .await;
     let nodes = nodes.map_err(|error| objects::unreachable_api(access, error))?;
     let inputs = Inputs {
         current: input.observed.current.clone(),
@@ -109,7 +111,9 @@ async fn findings(access: &Access, input: &Input, hops: Vec<(ReleaseRef, Release
         nodes: nodes.items.iter().filter_map(node).collect::<BTreeMap<_, _>>(),
         now: Timestamp::now(),
     };
-    preflight::run(&access.client, &inputs).await.context("preflight could not be made")
+    preflight::run(&access.client, &inputs)
+        .await
+        .context("preflight could not be made")
 }
 
 fn node(node: &Node) -> Option<(MachineName, NodeSeen)> {
@@ -125,7 +129,9 @@ fn node(node: &Node) -> Option<(MachineName, NodeSeen)> {
         },
         ready: conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True"),
         closed: spec.and_then(|s| s.unschedulable).unwrap_or(false)
-            || taints.into_iter().any(|t| t.effect == "NoSchedule" || t.effect == "NoExecute"),
+            || taints
+                .into_iter()
+                .any(|t| t.effect == "NoSchedule" || t.effect == "NoExecute"),
         kubelet: status
             .and_then(|s| s.node_info.as_ref())
             .and_then(|info| info.kubelet_version.parse().ok()),

@@ -11,11 +11,11 @@ use kprov_bootstrap::manifests::{CONTROL_PLANE_LABEL, NAMESPACE};
 use kprov_release::Payload;
 use kprov_types::api::{RELEASE_KEYS_CONFIG_MAP, ReleaseRef, ReleaseSpec, release_name};
 use kprov_types::{Digest, ports};
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::Client;
 use kube::ResourceExt as _;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::client::Body;
 use kube::core::ObjectMeta;
-use kube::Client;
 use serde_json::json;
 
 use super::super::access::Access;
@@ -41,9 +41,12 @@ pub(in crate::commands) async fn push(access: &Access, reporter: &Reporter, at_h
         .with_context(|| format!("the payload `{}` can't be read", payload.root()))?;
     let stores = stores(&access.client).await?;
     let Some(first) = stores.first() else {
-        return Err(UserError::new(format!("no control-plane machine of cluster `{}` is Ready", access.name))
-            .hint("see `kprov status`")
-            .into());
+        return Err(UserError::new(format!(
+            "no control-plane machine of cluster `{}` is Ready",
+            access.name
+        ))
+        .hint("see `kprov status`")
+        .into());
     };
     let total: u64 = blobs.iter().map(|(_, size)| size).sum();
     let mut done = 0;
@@ -57,7 +60,9 @@ pub(in crate::commands) async fn push(access: &Access, reporter: &Reporter, at_h
 
 /// The cluster trusts the key that the caller trusts.
 pub(in crate::commands) async fn trust(client: &Client, at_hand: &AtHand) -> Result<(), kube::Error> {
-    let Some((id, pem)) = &at_hand.signer else { return Ok(()) };
+    let Some((id, pem)) = &at_hand.signer else {
+        return Ok(());
+    };
     let maps = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
     let patch = Patch::Apply(json!({
         "apiVersion": "v1", "kind": "ConfigMap",
@@ -95,8 +100,7 @@ pub(in crate::commands) fn release_object(at_hand: &AtHand) -> Result<ReleaseObj
     let spec = ReleaseSpec {
         version: release.version.to_string(),
         digest: release.digest.clone(),
-        manifest: String::from_utf8(at_hand.payload.release_bytes().to_vec())
-            .context("`release.json` is not UTF-8")?,
+        manifest: String::from_utf8(at_hand.payload.release_bytes().to_vec()).context("`release.json` is not UTF-8")?,
         signature: at_hand.payload.signature()?,
         insecure: at_hand.insecure,
         urls: Vec::new(),
@@ -123,12 +127,21 @@ async fn stores(client: &Client) -> Result<Vec<String>> {
         let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
         conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
     };
-    let names: BTreeSet<String> = nodes.items.iter().filter(|n| ready(n)).map(kube::ResourceExt::name_any).collect();
+    let names: BTreeSet<String> = nodes
+        .items
+        .iter()
+        .filter(|n| ready(n))
+        .map(kube::ResourceExt::name_any)
+        .collect();
     Ok(names.into_iter().collect())
 }
 
 fn path(machine: &str, digest: &Digest) -> String {
-    format!("/api/v1/nodes/{machine}:{}/proxy/blobs/sha256/{}", ports::RELEASE, digest.hex())
+    format!(
+        "/api/v1/nodes/{machine}:{}/proxy/blobs/sha256/{}",
+        ports::RELEASE,
+        digest.hex()
+    )
 }
 
 async fn put(client: &Client, machine: &str, payload: &Payload, digest: &Digest) -> Result<()> {
@@ -138,7 +151,9 @@ async fn put(client: &Client, machine: &str, payload: &Payload, digest: &Digest)
         return Ok(());
     }
     let file = payload.blob_path(digest);
-    let bytes = tokio::fs::read(&file).await.with_context(|| format!("can't read `{file}`"))?;
+    let bytes = tokio::fs::read(&file)
+        .await
+        .with_context(|| format!("can't read `{file}`"))?;
     let bytes = bytes::Bytes::from(bytes);
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -156,7 +171,10 @@ async fn put(client: &Client, machine: &str, payload: &Payload, digest: &Digest)
         // It takes what a Release names, and may not have seen this one yet; or its front end has just started.
         let may_pass = matches!(
             status,
-            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::BAD_GATEWAY
+            StatusCode::FORBIDDEN
+                | StatusCode::NOT_FOUND
+                | StatusCode::CONFLICT
+                | StatusCode::BAD_GATEWAY
                 | StatusCode::SERVICE_UNAVAILABLE
         );
         if !may_pass || tokio::time::Instant::now() > deadline {

@@ -1,6 +1,7 @@
 //! Follows an upgrade by the status that the operator writes, and shows it live.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -15,7 +16,7 @@ use crate::progress::Reporter;
 /// How often the status is read.
 const LOOK: Duration = Duration::from_millis(400);
 /// How long the operator may give no sign that it has seen a change of the spec.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 /// How long the API may give no answer before that is an error.
 const OUTAGE: Duration = Duration::from_mins(3);
 
@@ -61,7 +62,7 @@ fn stand(generation: i64, desired: &str, status: &VersionUpdateStatus) -> Stand 
                 .map_or_else(|| status.message.clone(), |c| c.message.clone());
             let mut why = format!("the cluster does not change to {desired}: {blocked}");
             for finding in status.findings.iter().filter(|f| f.blocks) {
-                why.push_str(&format!("\n  {}: {}\n      {}", finding.name, finding.message, finding.hint));
+                let _ = write!(why, "\n  {}: {}\n      {}", finding.name, finding.message, finding.hint);
             }
             let hint = match status.findings.iter().find(|f| f.blocks) {
                 Some(finding) => format!(
@@ -88,14 +89,20 @@ fn failed(failure: &Failure, current: Option<&str>) -> String {
         halted,
         ..
     } = failure;
-    let mut text = format!("Kubernetes {} failed: {component} `{instance}` {message}", release.version);
+    let mut text = format!(
+        "Kubernetes {} failed: {component} `{instance}` {message}",
+        release.version
+    );
     for line in log {
-        text.push_str(&format!("\n    {line}"));
+        let _ = write!(text, "\n    {line}");
     }
     if *halted {
         text.push_str("\n  the rollout has stopped; what runs the new version goes on running it");
     } else if let Some(current) = current {
-        text.push_str(&format!("\n  everything is back at {current}, which has been serving all along"));
+        let _ = write!(
+            text,
+            "\n  everything is back at {current}, which has been serving all along"
+        );
     }
     text
 }
@@ -109,11 +116,7 @@ fn failure_hint(failure: &Failure) -> String {
 }
 
 /// Shows the upgrade until it has ended. `update` is the object as it was after the last change of its spec.
-pub(in crate::commands) async fn follow(
-    access: &Access,
-    reporter: &Reporter,
-    update: &VersionUpdate,
-) -> Result<End> {
+pub(in crate::commands) async fn follow(access: &Access, reporter: &Reporter, update: &VersionUpdate) -> Result<End> {
     let generation = update.metadata.generation.unwrap_or_default();
     let desired = update.spec.desired_version.clone();
     let begun = Instant::now();
@@ -123,8 +126,7 @@ pub(in crate::commands) async fn follow(
         match objects::version_update(access).await {
             Ok(update) => {
                 answered = Instant::now();
-                if update.metadata.generation.unwrap_or_default() > generation
-                    && update.spec.desired_version != desired
+                if update.metadata.generation.unwrap_or_default() > generation && update.spec.desired_version != desired
                 {
                     return Err(UserError::new(format!(
                         "somebody asks for {} now, instead of {desired}",
@@ -184,7 +186,7 @@ impl Screen {
         let waiting: Vec<&str> = status.waiting.iter().take(3).map(|w| w.message.as_str()).collect();
         let mut told = waiting.join("; ");
         if status.waiting.len() > waiting.len() {
-            told.push_str(&format!("; {} more", status.waiting.len() - waiting.len()));
+            let _ = write!(told, "; {} more", status.waiting.len() - waiting.len());
         }
         if !told.is_empty() && told != self.told {
             reporter.message("", &format!("waits for {told}"));
@@ -207,7 +209,10 @@ fn track(id: &str) -> &str {
 
 fn headline(desired: &str, status: &VersionUpdateStatus) -> String {
     let machines: u32 = status.kubelets.values().sum();
-    let to = status.hops.first().map_or_else(|| desired.to_owned(), |hop| hop.version.to_string());
+    let to = status
+        .hops
+        .first()
+        .map_or_else(|| desired.to_owned(), |hop| hop.version.to_string());
     let updated = status
         .kubelets
         .iter()
