@@ -1,6 +1,7 @@
 //! `kprov upgrade` on this machine, on real Kubernetes, along each chain of payloads under test.
 #![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
+use std::fmt::Write as _;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -44,9 +45,7 @@ fn one_machine_upgrades() -> Result<()> {
                 "a second upgrade took {:?}",
                 start.elapsed()
             );
-            if full() {
-                goes_back_to_a_snapshot(&cluster, &kubectl)?;
-            }
+            goes_back_to_a_snapshot(&cluster, &kubectl)?;
             cluster.down()?;
         }
         Traces::nothing_left(&before)?;
@@ -296,7 +295,7 @@ fn at(
     hops: usize,
 ) -> Result<()> {
     // Status follows within moments.
-    wait_for("the cluster at its version", Duration::from_secs(60), || {
+    wait_for("the cluster at its version", Duration::from_mins(1), || {
         self_hosted(kubectl, payload, control_plane, workers)
     })
     .with_context(|| diagnosis(kubectl))?;
@@ -605,7 +604,7 @@ fn diagnosis(kubectl: &Kubectl) -> String {
         &["get", "events", "-A", "--sort-by=.lastTimestamp"][..],
     ] {
         let out = kubectl.run(args).unwrap_or_else(|e| format!("{e:#}"));
-        text.push_str(&format!("$ kubectl {}\n{out}\n", args.join(" ")));
+        let _ = writeln!(text, "$ kubectl {}\n{out}", args.join(" "));
     }
     text
 }

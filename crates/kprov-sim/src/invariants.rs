@@ -56,7 +56,7 @@ impl Memory {
 /// For how long the consequences of a fault are not an operator's.
 const EXCUSED: Millis = 5 * MINUTE;
 /// For how long after a fault what it has done may be taken for a release's fault.
-const BLAMED: Millis = 15 * MINUTE;
+const BLAMED: Millis = 6 * MINUTE;
 /// How late an operator may be in seeing what it has changed itself.
 const LOOK: Millis = 5 * SECOND;
 /// How late the API may be in telling that a machine is gone.
