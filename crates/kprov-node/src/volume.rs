@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::Output;
+use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use kprov_types::machine::DataVolume;
@@ -16,12 +17,20 @@ const LABEL: &str = "kprov-data";
 /// What `blkid -p` ends with when it finds nothing on a device (blkid(8)).
 const NOTHING_FOUND: i32 = 2;
 
+/// How long a data disk may take to appear. A cloud attaches it within seconds of the machine's start.
+const APPEARANCE_LIMIT: Duration = Duration::from_mins(2);
+/// How often it's looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// Why there is no data volume.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// The directory is not there.
     #[error("the data directory `{0}` is not there")]
     NoDirectory(String),
+    /// The device did not appear.
+    #[error("there is no data disk at `{0}`")]
+    NoDevice(String),
     /// A file.
     #[error(transparent)]
     File(#[from] FileError),
@@ -69,8 +78,8 @@ pub async fn etcd_directory(volume: Option<&DataVolume>) -> Result<Utf8PathBuf, 
         None => Utf8PathBuf::from(paths::ETCD_DATA),
         Some(DataVolume::Directory(path)) if Utf8Path::new(path).is_dir() => Utf8Path::new(path).join("etcd"),
         Some(DataVolume::Directory(path)) => return Err(VolumeError::NoDirectory(path.clone())),
-        Some(DataVolume::Device(device)) => {
-            mount_device(device).await?;
+        Some(DataVolume::Device(candidates)) => {
+            mount_device(candidates).await?;
             Utf8Path::new(paths::DATA_MOUNT).join("etcd")
         }
     };
@@ -78,7 +87,7 @@ pub async fn etcd_directory(volume: Option<&DataVolume>) -> Result<Utf8PathBuf, 
     Ok(directory)
 }
 
-async fn mount_device(device: &str) -> Result<(), VolumeError> {
+async fn mount_device(candidates: &[String]) -> Result<(), VolumeError> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     if mounts
         .lines()
@@ -91,7 +100,7 @@ async fn mount_device(device: &str) -> Result<(), VolumeError> {
     let device = if Utf8Path::new(&labelled).exists() {
         labelled
     } else {
-        device.to_owned()
+        appearance(candidates).await?
     };
     let failed = |program, output: &Output| VolumeError::Failed {
         program,
@@ -122,6 +131,20 @@ async fn mount_device(device: &str) -> Result<(), VolumeError> {
         None::<&str>,
     )
     .map_err(|source| VolumeError::Mount { device, source })
+}
+
+/// The first candidate to appear: a cloud attaches disks while the machine boots already.
+async fn appearance(candidates: &[String]) -> Result<String, VolumeError> {
+    let start = tokio::time::Instant::now();
+    loop {
+        if let Some(there) = candidates.iter().find(|path| Utf8Path::new(path).exists()) {
+            return Ok(there.clone());
+        }
+        if start.elapsed() > APPEARANCE_LIMIT {
+            return Err(VolumeError::NoDevice(candidates.join("`, `")));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 async fn run(program: &'static str, args: &[&str]) -> Result<Output, VolumeError> {

@@ -12,9 +12,7 @@ mod error;
 pub use error::{Advice, ProviderError};
 
 use async_trait::async_trait;
-use kprov_types::machine::{
-    DataVolume, Disk, DiskSpec, Leftover, Machine, MachineSpec, Network, NetworkSpec, Observed,
-};
+use kprov_types::machine::{Disk, DiskSpec, Leftover, Machine, MachineSpec, Network, NetworkSpec, Observed};
 use kprov_types::{ClusterName, MachineName};
 
 /// What every provider can do. See the crate's documentation for what all calls have in common.
@@ -22,9 +20,6 @@ use kprov_types::{ClusterName, MachineName};
 pub trait Provider: Send + Sync {
     /// The provider's name, as `--provider` takes it.
     fn name(&self) -> &'static str;
-
-    /// Where a machine finds its data disk.
-    fn data_volume(&self) -> DataVolume;
 
     /// The names of all clusters that have anything here.
     async fn clusters(&self) -> Result<Vec<ClusterName>, ProviderError>;

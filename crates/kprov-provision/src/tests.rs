@@ -67,9 +67,6 @@ impl Provider for Model {
     fn name(&self) -> &'static str {
         "model"
     }
-    fn data_volume(&self) -> DataVolume {
-        DataVolume::Directory("/data".into())
-    }
     async fn clusters(&self) -> Result<Vec<ClusterName>, ProviderError> {
         Ok(Vec::new())
     }
@@ -116,6 +113,7 @@ impl Provider for Model {
                     machine: machine.clone(),
                     id: "d".into(),
                     size_gib: None,
+                    volume: DataVolume::Directory("/data".into()),
                 });
             }
         })?;
@@ -145,6 +143,7 @@ impl Provider for Model {
                     role: spec.role,
                     id: "m".into(),
                     address: None,
+                    external_address: None,
                     zone: None,
                     state: MachineState::Pending,
                 });

@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::infrastructure::{AwsSettings, AzureSettings, BaremetalSettings};
 use crate::machine::Role;
 use crate::names::{ClusterName, MachineName};
 use crate::release::API_VERSION;
@@ -43,6 +44,10 @@ pub struct Metadata {
 pub struct FileSpec {
     /// Where the machines are.
     pub provider: Provider,
+    /// Failure domains to spread machines over, in the provider's terms; all that the region has where left out.
+    pub zones: Vec<String>,
+    /// The machines' image, in the provider's terms; its default (Debian 12) where left out.
+    pub image: Option<String>,
     /// Which Kubernetes.
     pub kubernetes: Kubernetes,
     /// The control-plane machines.
@@ -51,6 +56,12 @@ pub struct FileSpec {
     pub workers: Workers,
     /// Address ranges and names.
     pub network: NetworkSettings,
+    /// What only AWS has.
+    pub aws: AwsSettings,
+    /// What only Azure has.
+    pub azure: AzureSettings,
+    /// What only bare metal has.
+    pub baremetal: BaremetalSettings,
 }
 
 /// The providers.
@@ -60,16 +71,25 @@ pub enum Provider {
     /// Machines as namespaces on this host.
     #[default]
     Local,
+    /// Amazon EC2.
+    Aws,
+    /// Microsoft Azure.
+    Azure,
+    /// Hosts that are there already, named by an inventory file.
+    Baremetal,
 }
 
 impl Provider {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::Local];
+    pub const ALL: &[Self] = &[Self::Local, Self::Aws, Self::Azure, Self::Baremetal];
 
     /// The name as it is written.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Local => "local",
+            Self::Aws => "aws",
+            Self::Azure => "azure",
+            Self::Baremetal => "baremetal",
         }
     }
 }
@@ -82,7 +102,7 @@ impl fmt::Display for Provider {
 
 /// A text that names no provider.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no provider `{0}`; there is `local`")]
+#[error("there is no provider `{0}`; there are `local`, `aws`, `azure` and `baremetal`")]
 pub struct ProviderNameError(String);
 
 impl FromStr for Provider {
@@ -104,6 +124,9 @@ pub struct Kubernetes {
     pub version: Option<KubernetesVersion>,
     /// The release payload: a directory made by `kprov release create`, relative to the cluster file.
     pub release: Option<String>,
+    /// Where machines fetch that payload from, tried in this order: what `kprov release serve` offers, or the same files on
+    /// any HTTP server that machines reach. Where left out, `up` offers it itself, if machines can reach it.
+    pub release_urls: Vec<String>,
 }
 
 /// The `controlPlane` part of a cluster file.
@@ -116,6 +139,8 @@ pub struct ControlPlane {
     pub etcd_disk_gib: u32,
     /// Whether ordinary pods may run on control-plane machines; by default only in a cluster without workers.
     pub schedulable: Option<bool>,
+    /// The machines' size, in the provider's terms, such as `m7i.large` or `Standard_D2s_v5`.
+    pub size: Option<String>,
 }
 
 impl Default for ControlPlane {
@@ -124,6 +149,7 @@ impl Default for ControlPlane {
             count: 1,
             etcd_disk_gib: 8,
             schedulable: None,
+            size: None,
         }
     }
 }
@@ -134,6 +160,8 @@ impl Default for ControlPlane {
 pub struct Workers {
     /// How many machines.
     pub count: u32,
+    /// The machines' size, in the provider's terms.
+    pub size: Option<String>,
 }
 
 /// The `network` part of a cluster file.
@@ -174,16 +202,41 @@ pub struct ClusterSpec {
     pub provider: Provider,
     /// The Kubernetes version asked for.
     pub version: Option<KubernetesVersion>,
-    /// Control-plane machines: 1, 3 or 5.
-    pub control_plane: u32,
-    /// Worker machines.
-    pub workers: u32,
+    /// Where machines fetch their release from; empty where `up` offers it itself.
+    pub release_urls: Vec<String>,
+    /// Its machines. Of a provider whose machines are there already, empty until [`ClusterSpec::with_hosts`].
+    pub machines: Vec<PlannedMachine>,
+    /// Failure domains to spread machines over; empty for all.
+    pub zones: Vec<String>,
     /// Size of each data disk, in GiB.
     pub etcd_disk_gib: u32,
     /// Whether ordinary pods may run on control-plane machines.
     pub schedulable_control_plane: bool,
+    /// What was asked for with `schedulable`.
+    schedulable: Option<bool>,
     /// Address ranges and names.
     pub network: NetworkSettings,
+    /// What only AWS has.
+    pub aws: AwsSettings,
+    /// What only Azure has.
+    pub azure: AzureSettings,
+    /// What only bare metal has.
+    pub baremetal: BaremetalSettings,
+}
+
+/// A machine that a cluster should have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedMachine {
+    /// Its name.
+    pub name: MachineName,
+    /// Its role.
+    pub role: Role,
+    /// Its failure domain, where it's known beforehand.
+    pub zone: Option<String>,
+    /// Its size, in the provider's terms; the provider's default where left out.
+    pub size: Option<String>,
+    /// Its image, in the provider's terms; the provider's default where left out.
+    pub image: Option<String>,
 }
 
 /// The pods' range of one machine, as a prefix length.
@@ -227,10 +280,15 @@ impl ClusterFile {
         } = self;
         let FileSpec {
             provider,
+            zones,
+            image,
             kubernetes,
             control_plane,
             workers,
             network,
+            aws,
+            azure,
+            baremetal,
         } = spec;
         if api_version != API_VERSION {
             return refuse(
@@ -260,15 +318,38 @@ impl ClusterFile {
             return refuse("spec.controlPlane.etcdDiskGib", "must be at least 1");
         }
         check_network(network, control_plane.count + workers.count)?;
+        let group = |role: Role, short: &str, count: u32, size: &Option<String>| {
+            (0..count)
+                .map(|i| format!("{}-{short}-{i}", metadata.name))
+                .filter_map(|name| MachineName::new(name).ok())
+                .map(|name| PlannedMachine {
+                    name,
+                    role,
+                    zone: None,
+                    size: size.clone(),
+                    image: image.clone(),
+                })
+                .collect::<Vec<_>>()
+        };
+        let mut machines = Vec::new();
+        if *provider != Provider::Baremetal {
+            machines = group(Role::ControlPlane, "cp", control_plane.count, &control_plane.size);
+            machines.extend(group(Role::Worker, "worker", workers.count, &workers.size));
+        }
         Ok(ClusterSpec {
             name: metadata.name.clone(),
             provider: *provider,
             version: kubernetes.version.clone(),
-            control_plane: control_plane.count,
-            workers: workers.count,
+            release_urls: kubernetes.release_urls.clone(),
+            machines,
+            zones: zones.clone(),
             etcd_disk_gib: control_plane.etcd_disk_gib,
             schedulable_control_plane: control_plane.schedulable.unwrap_or(workers.count == 0),
+            schedulable: control_plane.schedulable,
             network: network.clone(),
+            aws: aws.clone(),
+            azure: azure.clone(),
+            baremetal: baremetal.clone(),
         })
     }
 }
@@ -360,18 +441,27 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 }
 
 impl ClusterSpec {
-    /// The names and roles of the machines the cluster should have: `<cluster>-cp-<i>` and `<cluster>-worker-<i>`.
-    pub fn machines(&self) -> Vec<(MachineName, Role)> {
-        let group = |role: Role, short: &str, count: u32| {
-            (0..count)
-                .map(|i| format!("{}-{short}-{i}", self.name))
-                .filter_map(|name| MachineName::new(name).ok())
-                .map(move |name| (name, role))
-                .collect::<Vec<_>>()
-        };
-        let mut all = group(Role::ControlPlane, "cp", self.control_plane);
-        all.extend(group(Role::Worker, "worker", self.workers));
-        all
+    /// The same with the machines that an inventory names, instead of counts.
+    pub fn with_hosts(mut self, hosts: Vec<PlannedMachine>) -> Result<Self, SpecError> {
+        let control_plane = hosts.iter().filter(|h| h.role == Role::ControlPlane).count();
+        if !matches!(control_plane, 1 | 3 | 5) {
+            return refuse(
+                "spec.baremetal.inventory",
+                format!("it names {control_plane} control-plane hosts, which make no good etcd quorum; use 1, 3 or 5"),
+            );
+        }
+        check_network(&self.network, u32::try_from(hosts.len()).unwrap_or(u32::MAX))?;
+        self.schedulable_control_plane = self.schedulable.unwrap_or(hosts.len() == control_plane);
+        self.machines = hosts;
+        Ok(self)
+    }
+
+    /// The names of its control-plane machines.
+    pub fn control_plane(&self) -> impl Iterator<Item = &MachineName> {
+        self.machines
+            .iter()
+            .filter(|m| m.role == Role::ControlPlane)
+            .map(|m| &m.name)
     }
 }
 
@@ -387,7 +477,7 @@ mod tests {
     fn defaults_are_valid() {
         let spec = file().validate().unwrap();
         assert!(spec.schedulable_control_plane);
-        let names: Vec<_> = spec.machines().into_iter().map(|(n, _)| n.to_string()).collect();
+        let names: Vec<_> = spec.machines.iter().map(|m| m.name.to_string()).collect();
         assert_eq!(names, ["demo-cp-0"]);
     }
 
@@ -395,7 +485,7 @@ mod tests {
     fn longest_name_still_names_machines() {
         let mut f = ClusterFile::named(ClusterName::new("a".repeat(ClusterName::LIMIT)).unwrap());
         f.spec.workers.count = 255;
-        assert_eq!(f.validate().unwrap().machines().len(), 256);
+        assert_eq!(f.validate().unwrap().machines.len(), 256);
     }
 
     #[test]

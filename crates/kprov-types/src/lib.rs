@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod cluster;
+pub mod infrastructure;
 pub mod machine;
 pub mod names;
 pub mod node;

@@ -51,7 +51,7 @@ pub struct Network {
     pub cidr: Ipv4Net,
     /// The one stable name or address of the API, load-balanced over the control-plane machines.
     pub endpoint: Endpoint,
-    /// The address under which machines reach the program that called the provider, where there is one (local provider).
+    /// The address under which machines reach the program that called the provider, where that's known.
     pub host_address: Option<Ipv4Addr>,
     /// Whether everything that belongs to it (bridge, routes, load balancer, ...) is there and working.
     pub complete: bool,
@@ -95,6 +95,8 @@ pub struct Disk {
     pub id: String,
     /// Size in GiB, where the provider enforces one.
     pub size_gib: Option<u32>,
+    /// Where its machine finds it.
+    pub volume: DataVolume,
 }
 
 /// Where a machine finds its data disk.
@@ -103,8 +105,9 @@ pub struct Disk {
 pub enum DataVolume {
     /// Mounted already, at this path.
     Directory(String),
-    /// A block device that the machine formats (only when empty) and mounts itself.
-    Device(String),
+    /// A block device that the machine formats (only when empty) and mounts itself: the first of these paths to appear, as a
+    /// cloud's disks are called differently on different kinds of machine.
+    Device(Vec<String>),
 }
 
 /// A machine that is wanted.
@@ -149,6 +152,8 @@ pub struct Machine {
     pub id: String,
     /// Its address inside the cluster's network, once it has one.
     pub address: Option<IpAddr>,
+    /// The address under which it's reached from outside, where that is another one.
+    pub external_address: Option<IpAddr>,
     /// Failure domain, where it has one.
     pub zone: Option<String>,
     /// What state it's in.

@@ -259,7 +259,7 @@ pub(crate) struct ClusterArgs {
     /// The cluster's name.
     #[arg(long, value_name = "NAME")]
     pub name: Option<ClusterName>,
-    /// Where the machines are: `local`.
+    /// Where the machines are: `local`, `aws`, `azure` or `baremetal`.
     #[arg(long, value_name = "PROVIDER")]
     pub provider: Option<Provider>,
     /// The Kubernetes version to start with, such as `1.36.3`.
@@ -274,6 +274,10 @@ pub(crate) struct ClusterArgs {
     /// The release payload: a directory made by `kprov release create`.
     #[arg(long, value_name = "DIR", env = "KPROV_RELEASE")]
     pub release: Option<Utf8PathBuf>,
+    /// Where machines fetch that payload from, if not from this program: what `kprov release serve` offers, or the payload's
+    /// files on any HTTP server; may be given more than once.
+    #[arg(long, value_name = "URL")]
+    pub release_url: Vec<String>,
     /// The machines' address range, such as `10.89.7.0/24`.
     #[arg(long, value_name = "CIDR")]
     pub network: Option<ipnet::Ipv4Net>,

@@ -34,6 +34,7 @@ pub(crate) fn load(
         control_plane,
         workers,
         release,
+        release_url,
         network,
     } = args;
     let (mut file, mut base_release) = match (path, name) {
@@ -68,6 +69,9 @@ pub(crate) fn load(
     }
     if let Some(v) = network {
         spec.network.machines = Some(*v);
+    }
+    if !release_url.is_empty() {
+        spec.kubernetes.release_urls.clone_from(release_url);
     }
     if let Some(v) = release {
         base_release = Some(v.clone());

@@ -9,14 +9,15 @@ use kprov_types::node::{NODE_CONFIG_PATH, NodeConfig};
 
 const SCRIPT: &str = include_str!("first_boot.sh");
 
-/// The script for one machine. `binary` is the digest of kprov-node, offered as `kprov-node/<hex>` at each of the
-/// release's URLs.
-pub(crate) fn script(config: &NodeConfig, binary: &Digest) -> Result<FirstBoot, serde_json::Error> {
+/// The script for one machine. `binary` is the digest of kprov-node, and its path below each of the release's URLs.
+pub(crate) fn script(config: &NodeConfig, binary: &(Digest, String)) -> Result<FirstBoot, serde_json::Error> {
+    let (digest, path) = binary;
     let json = serde_json::to_string(config)?;
     Ok(FirstBoot(
         SCRIPT
             .replace("@URLS@", &config.release.urls.join(" "))
-            .replace("@SHA256@", binary.hex())
+            .replace("@SHA256@", digest.hex())
+            .replace("@PATH@", path)
             .replace("@CONFIG_PATH@", NODE_CONFIG_PATH)
             .replace("@CONFIG@", &json),
     ))
@@ -57,7 +58,7 @@ mod tests {
             },
             taint: false,
         };
-        let FirstBoot(text) = script(&config, &Digest::from_hex(&"1".repeat(64)).unwrap()).unwrap();
+        let FirstBoot(text) = script(&config, &(Digest::from_hex(&"1".repeat(64)).unwrap(), "blobs/x".into())).unwrap();
         assert!(text.starts_with("#!/bin/sh\n"));
         assert!(!text.contains('@'), "{text}");
         // EC2's limit for user data is 16 KiB.

@@ -18,7 +18,7 @@ if [ ! -e /var/lib/kprov/initialised ]; then
     chmod 700 /etc/kprov /var/lib/kprov
     until echo "$sha256  $binary" | sha256sum -c >/dev/null 2>&1; do
         for url in $urls; do
-            if fetch "$url/kprov-node/$sha256" "$binary.new" && echo "$sha256  $binary.new" | sha256sum -c >/dev/null; then
+            if fetch "$url/@PATH@" "$binary.new" && echo "$sha256  $binary.new" | sha256sum -c >/dev/null; then
                 chmod 755 "$binary.new"
                 mv "$binary.new" "$binary"
                 break

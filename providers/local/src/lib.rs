@@ -141,10 +141,6 @@ impl Provider for LocalProvider {
         "local"
     }
 
-    fn data_volume(&self) -> DataVolume {
-        DataVolume::Directory(init::DATA.into())
-    }
-
     async fn clusters(&self) -> Result<Vec<ClusterName>, ProviderError> {
         let state_dir = self.config.state_dir.clone();
         let names = off_thread(move || state::names_in(&state_dir)).await?;
@@ -238,6 +234,7 @@ fn disk(dir: &ClusterDir, machine: MachineName) -> Disk {
         id: dir.disk(&machine).into_string(),
         machine,
         size_gib: None,
+        volume: DataVolume::Directory(init::DATA.into()),
     }
 }
 

@@ -37,6 +37,7 @@ fn describe(dir: &ClusterDir, record: MachineRecord) -> Result<Machine, LocalErr
         name: record.name,
         role: record.role,
         address: Some(record.address.into()),
+        external_address: None,
         zone: None,
         state: if running {
             MachineState::Running

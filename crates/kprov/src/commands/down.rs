@@ -3,11 +3,11 @@
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
+use kprov_types::ClusterName;
 use kprov_types::machine::Leftover;
-use kprov_types::{ClusterName, cluster};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, providers};
 use crate::cli::DownArgs;
 use crate::failure::UserError;
 use crate::print;
@@ -24,10 +24,7 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
     let DownArgs { name, yes, output } = args;
     let home = context.home.pick(name.name.as_ref())?;
     let record = home.record()?;
-    let provider_name = record
-        .as_ref()
-        .map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
-    let provider = super::provider(context, provider_name)?;
+    let provider = providers::open_known(context, record.as_ref()).await?;
     let observed = provider.observe(&home.name).await?;
     let nothing = observed.machines.is_empty() && observed.disks.is_empty() && observed.network.is_none();
     if nothing && record.is_none() && home.secrets()?.is_none() && provider.leftovers(&home.name).await?.is_empty() {

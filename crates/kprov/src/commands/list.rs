@@ -1,10 +1,11 @@
 //! `kprov list`.
 
 use anyhow::Result;
+use kprov_types::machine::{Machine, MachineState, Observed};
 use kprov_types::{ClusterName, KubernetesVersion, cluster};
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, providers};
 use crate::cli::Output;
 use crate::print;
 
@@ -26,44 +27,51 @@ struct Entry {
     machines: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<String>,
-    /// `ready`, `unfinished` (an `up` has not come to its end), or `unknown` (its secrets are not in this home).
+    /// `ready`, `unfinished` (an `up` has not come to its end), `unknown` (its secrets are not in this home), or `unreachable`
+    /// (its provider can't be asked).
     state: &'static str,
 }
 
 pub(super) async fn run(context: &Context, output: Output) -> Result<()> {
     let mut clusters = Vec::new();
-    for provider_name in cluster::Provider::ALL {
-        let provider = super::provider(context, *provider_name)?;
-        let mut names = provider.clusters().await?;
-        for name in context.home.clusters()? {
-            let here = context
-                .home
-                .cluster(&name)
-                .record()?
-                .is_some_and(|r| r.file.spec.provider == *provider_name);
-            if here && !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        names.sort();
-        for name in names {
-            let observed = provider.observe(&name).await?;
-            let record = context.home.cluster(&name).record()?;
-            let running = |m: &&kprov_types::machine::Machine| m.state == kprov_types::machine::MachineState::Running;
-            clusters.push(Entry {
-                provider: *provider_name,
-                machines_running: observed.machines.iter().filter(running).count(),
-                machines: observed.machines.len(),
-                endpoint: observed.network.map(|n| n.endpoint.url()),
-                state: match &record {
-                    None => "unknown",
-                    Some(r) if r.complete => "ready",
-                    Some(_) => "unfinished",
-                },
-                kubernetes: record.map(|r| r.kubernetes),
-                name,
-            });
-        }
+    // A cluster on this machine is found without a record of it; of clouds, only those are asked that a record names.
+    let mut names = providers::local(context)?.clusters().await?;
+    names.extend(context.home.clusters()?);
+    names.sort();
+    names.dedup();
+    for name in names {
+        let record = context.home.cluster(&name).record()?;
+        let provider_name = record
+            .as_ref()
+            .map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
+        // One cloud that can't be asked doesn't keep the others' clusters from being listed.
+        let observed = match providers::open_known(context, record.as_ref()).await {
+            Ok(provider) => provider.observe(&name).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        let failed = observed.is_err();
+        let observed = observed.unwrap_or_else(|error| {
+            let shown = crate::failure::render(&error);
+            context
+                .reporter
+                .note(&format!("warning: cluster `{name}`: {}", shown.trim()));
+            Observed::default()
+        });
+        let running = |m: &&Machine| m.state == MachineState::Running;
+        clusters.push(Entry {
+            provider: provider_name,
+            machines_running: observed.machines.iter().filter(running).count(),
+            machines: observed.machines.len(),
+            endpoint: observed.network.map(|n| n.endpoint.url()),
+            state: match &record {
+                _ if failed => "unreachable",
+                None => "unknown",
+                Some(r) if r.complete => "ready",
+                Some(_) => "unfinished",
+            },
+            kubernetes: record.map(|r| r.kubernetes),
+            name,
+        });
     }
     print::result(
         output,

@@ -8,6 +8,7 @@ mod kubeconfig;
 mod list;
 mod objects;
 mod plan;
+mod providers;
 mod release;
 mod status;
 pub(crate) mod up;
@@ -20,8 +21,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
-use kprov_provider::Provider;
-use kprov_provider_local::{LocalConfig, LocalProvider};
 use kprov_types::cluster;
 
 use crate::cli::{Cli, Command};
@@ -103,20 +102,6 @@ fn interrupted(context: &Context, command: &str) -> anyhow::Error {
     UserError::new(format!("`kprov {command}` was interrupted"))
         .hint(hint)
         .into()
-}
-
-/// The provider by its name.
-pub(crate) fn provider(context: &Context, which: cluster::Provider) -> Result<Box<dyn Provider>> {
-    match which {
-        cluster::Provider::Local => {
-            let exe = std::env::current_exe().context("can't tell where kprov itself is")?;
-            let exe = camino::Utf8PathBuf::from_path_buf(exe)
-                .map_err(|p| UserError::new(format!("the path of kprov, `{}`, is not UTF-8", p.display())))?;
-            let mut config = LocalConfig::new(exe);
-            config.hide.push(context.home.path().to_owned());
-            Ok(Box::new(LocalProvider::new(config)?))
-        }
-    }
 }
 
 fn schema() -> Result<()> {

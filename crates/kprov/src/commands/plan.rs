@@ -5,7 +5,7 @@ use kprov_provision::{Goal, Plan};
 use kprov_types::ClusterName;
 use serde::Serialize;
 
-use super::{Context, up};
+use super::{Context, providers, up};
 use crate::cli::PlanArgs;
 use crate::config;
 use crate::failure::UserError;
@@ -27,9 +27,9 @@ pub(super) async fn run(context: &Context, args: PlanArgs) -> Result<()> {
         let record = context.home.cluster(name).record().ok().flatten()?;
         Some((record.file, Some(record.release)))
     })?;
-    let provider = super::provider(context, wanted.spec.provider)?;
-    let observed = provider.observe(&wanted.spec.name).await?;
-    let goal = Goal::Present(up::wanted(&wanted.spec));
+    let (provider, spec) = providers::open_for(context, wanted.spec).await?;
+    let observed = provider.observe(&spec.name).await?;
+    let goal = Goal::Present(up::wanted(&spec));
     let Plan {
         actions,
         waiting: _,
@@ -37,17 +37,13 @@ pub(super) async fn run(context: &Context, args: PlanArgs) -> Result<()> {
     } = kprov_provision::plan(&goal, &observed)
         .map_err(|e| anyhow::Error::from(UserError::new(e.to_string()).hint("`kprov status` shows what is there")))?;
     let mut actions: Vec<String> = actions.iter().map(ToString::to_string).collect();
-    let complete = context
-        .home
-        .cluster(&wanted.spec.name)
-        .record()?
-        .is_some_and(|r| r.complete);
+    let complete = context.home.cluster(&spec.name).record()?.is_some_and(|r| r.complete);
     if !complete {
         actions.push("start a temporary control plane, apply the self-hosted one, and remove the temporary one".into());
     }
     let planned = Planned {
         schema_version: 1,
-        name: wanted.spec.name,
+        name: spec.name,
         actions,
         surplus: surplus.iter().map(ToString::to_string).collect(),
     };

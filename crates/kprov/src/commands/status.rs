@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use serde::Serialize;
 
 use super::access::Access;
-use super::{Context, objects};
+use super::{Context, objects, providers};
 use crate::cli::StatusArgs;
 use crate::failure::UserError;
 use crate::print;
@@ -113,7 +113,8 @@ pub(super) async fn run(context: &Context, args: StatusArgs) -> Result<()> {
     let provider_name = record
         .as_ref()
         .map_or_else(cluster::Provider::default, |r| r.file.spec.provider);
-    let observed = super::provider(context, provider_name)?.observe(&home.name).await?;
+    let provider = providers::open_known(context, record.as_ref()).await?;
+    let observed = provider.observe(&home.name).await?;
     if record.is_none() && observed.machines.is_empty() && observed.network.is_none() {
         return Err(UserError::new(format!("there is no cluster `{}`", home.name))
             .hint("`kprov list` shows the clusters that are known here")
@@ -152,6 +153,7 @@ fn machine(machine: &Machine) -> MachineStatus {
         role,
         id,
         address,
+        external_address: _,
         zone: _,
         state,
     } = machine;

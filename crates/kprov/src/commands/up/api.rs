@@ -95,10 +95,10 @@ async fn take_over(
     reporter.step("", "wait until the self-hosted control plane has taken over");
     let workers = prepared
         .spec
-        .machines()
-        .into_iter()
-        .filter(|(_, role)| *role == Role::Worker)
-        .map(|(name, _)| name)
+        .machines
+        .iter()
+        .filter(|m| m.role == Role::Worker)
+        .map(|m| m.name.clone())
         .collect();
     let expected = Expectation {
         started: prepared.started(now),

@@ -7,13 +7,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use kprov_provision::Wanted;
-use kprov_types::machine::{Machine, Network, Observed};
+use kprov_types::machine::{Disk, Machine, Network, Observed};
 use kprov_types::node::{Bundle, ControlPlaneSettings, NodeConfig, ReleaseSource, SetupStep};
+use kprov_types::release::Arch;
 use kprov_types::{Digest, MachineName, Role};
 use sha2::Digest as _;
 use tokio::sync::watch;
 
-use super::{Prepared, Served, prepare};
+use super::{Prepared, Source, prepare};
 use crate::failure::UserError;
 use crate::first_boot;
 use crate::home::Secrets;
@@ -26,7 +27,11 @@ const ASK: Duration = Duration::from_millis(300);
 const BOOT_LIMIT: Duration = Duration::from_mins(3);
 
 /// Offers the payload and kprov-node to machines while `up` runs.
-pub(super) async fn serve_release(prepared: &Prepared, network: &Network) -> Result<Served> {
+pub(super) async fn serve_release(prepared: &Prepared, network: &Network) -> Result<Source> {
+    let urls = &prepared.spec.release_urls;
+    if !urls.is_empty() {
+        return elsewhere(prepared, urls);
+    }
     let path = prepare::node_binary()?;
     let digest = tokio::task::spawn_blocking({
         let path = path.clone();
@@ -34,6 +39,22 @@ pub(super) async fn serve_release(prepared: &Prepared, network: &Network) -> Res
     })
     .await??;
     super::serve(prepared, network, (path, digest)).await
+}
+
+/// A payload that is offered by somebody else, with the kprov-node that it carries.
+fn elsewhere(prepared: &Prepared, urls: &[String]) -> Result<Source> {
+    let release = prepared.payload.release();
+    let carried = Arch::current().and_then(|arch| release.host_files_for(arch).find(|f| f.name == "kprov-node"));
+    let digest = carried.map(|file| file.digest.clone()).ok_or_else(|| {
+        UserError::new("the payload carries no `kprov-node` for machines to fetch")
+            .hint("make it again without `--without-kprov`, with `kprov-node` beside `kprov`")
+    })?;
+    let below = format!("blobs/sha256/{}", digest.hex());
+    Ok(Source {
+        urls: urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
+        binary: (digest, below),
+        _stop: None,
+    })
 }
 
 fn digest(path: &Utf8PathBuf) -> Result<Digest> {
@@ -49,14 +70,10 @@ pub(super) fn add_first_boot(
     prepared: &Prepared,
     secrets: &Secrets,
     network: &Network,
-    source: &Served,
+    disks: &[Disk],
+    source: &Source,
 ) -> Result<()> {
-    let Prepared {
-        spec,
-        payload,
-        provider,
-        ..
-    } = prepared;
+    let Prepared { spec, payload, .. } = prepared;
     for machine in &mut goal.machines {
         let control_plane = machine.role == Role::ControlPlane;
         let config = NodeConfig {
@@ -75,7 +92,16 @@ pub(super) fn add_first_boot(
             } else {
                 None
             },
-            data: machine.data_disk.then(|| provider.data_volume()),
+            data: if machine.data_disk {
+                let disk = disks.iter().find(|d| d.machine == machine.name);
+                Some(
+                    disk.with_context(|| format!("machine `{}` has no data disk", machine.name))?
+                        .volume
+                        .clone(),
+                )
+            } else {
+                None
+            },
             network: prepare::node_network(spec),
             taint: control_plane && !spec.schedulable_control_plane,
         };
@@ -120,7 +146,8 @@ async fn one(
         .get(name)
         .with_context(|| format!("`{name}` has no setup identity"))?;
     let address = machine
-        .address
+        .external_address
+        .or(machine.address)
         .with_context(|| format!("machine `{name}` has no address"))?;
     let client = SetupClient::new(address, &identity.certificate, &secrets.setup_client)?;
     let start = tokio::time::Instant::now();

@@ -84,12 +84,12 @@ async fn ensure(context: &Context, prepared: &Prepared) -> Result<Observed> {
     } = prepared;
     let reporter = &context.reporter;
 
-    // The network comes alone at first: machines are told its endpoint, and fetch their release from its host address.
+    // Network and disks come first: machines are told the endpoint, where their disk is, and where to fetch their release.
     let mut goal = wanted(spec);
     goal.machines.clear();
-    goal.disks.clear();
     let observed = drive(context, provider.as_ref(), &spec.name, &Goal::Present(goal)).await?;
     let network = network(&observed)?.clone();
+    let disks = observed.disks;
 
     reporter.step("", "secrets");
     let secrets = prepare::ensure_secrets(prepared)?;
@@ -98,7 +98,7 @@ async fn ensure(context: &Context, prepared: &Prepared) -> Result<Observed> {
 
     let source = machines::serve_release(prepared, &network).await?;
     let mut goal = wanted(spec);
-    machines::add_first_boot(&mut goal, prepared, &secrets, &network, &source)?;
+    machines::add_first_boot(&mut goal, prepared, &secrets, &network, &disks, &source)?;
     let observed = drive(context, provider.as_ref(), &spec.name, &Goal::Present(goal)).await?;
 
     let settings = prepare::settings(prepared, &observed, &network)?;
@@ -136,10 +136,12 @@ pub(super) fn network(observed: &Observed) -> Result<&Network> {
         .context("the provider made a network and doesn't list it")
 }
 
-/// What the machines' release is fetched from while `up` runs; ends with it.
-pub(super) struct Served {
+/// Where machines fetch their release from.
+pub(super) struct Source {
     urls: Vec<String>,
-    binary: kprov_types::Digest,
+    /// kprov-node's digest, and its path below each URL.
+    binary: (kprov_types::Digest, String),
+    /// Ends what `up` itself offers.
     _stop: Option<DropGuard>,
 }
 
@@ -202,23 +204,27 @@ pub(super) async fn serve(
     prepared: &Prepared,
     network: &Network,
     binary: (camino::Utf8PathBuf, kprov_types::Digest),
-) -> Result<Served> {
+) -> Result<Source> {
     let (path, digest) = binary;
-    let address = network
-        .host_address
-        .context("the provider gives machines no way to reach this program")?;
+    let address = network.host_address.ok_or_else(|| {
+        UserError::new(format!(
+            "machines of provider `{}` can't reach this program to fetch their release",
+            prepared.provider.name()
+        ))
+        .hint("run `kprov release serve` where they can, or put the payload's files on any HTTP server, and name it with `--release-url URL`")
+    })?;
     let listen = std::net::SocketAddr::from((address, ports::RELEASE));
     let listener = tokio::net::TcpListener::bind(listen).await.or_hint(
         format!("can't listen on `{listen}`, where machines fetch their release"),
         "end what listens there (`kprov release serve`, perhaps), and try again",
     )?;
     let stop = CancellationToken::new();
-    let content = Content::new(prepared.payload.clone())?
-        .with_extra(format!("/kprov-node/{}", digest.hex()), ExtraFile::Disk(path));
+    let below = format!("kprov-node/{}", digest.hex());
+    let content = Content::new(prepared.payload.clone())?.with_extra(format!("/{below}"), ExtraFile::Disk(path));
     tokio::spawn(serve_release(listener, content, stop.clone()));
-    Ok(Served {
+    Ok(Source {
         urls: vec![format!("http://{listen}")],
-        binary: digest,
+        binary: (digest, below),
         _stop: Some(stop.drop_guard()),
     })
 }

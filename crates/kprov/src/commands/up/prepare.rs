@@ -10,13 +10,13 @@ use kprov_bootstrap::versions;
 use kprov_provider::Provider;
 use kprov_provision::Wanted;
 use kprov_release::Payload;
-use kprov_types::cluster::{ClusterFile, ClusterSpec};
+use kprov_types::cluster::{ClusterFile, ClusterSpec, PlannedMachine, Provider as ProviderName};
 use kprov_types::machine::{DiskSpec, FirstBoot, MachineSpec, MachineState, Network, NetworkSpec, Observed};
 use kprov_types::node::{ControlPlaneSettings, KeyPairPem, Member, NodeNetwork};
 use kprov_types::{MachineName, Role, ports};
 
-use super::super::Context;
 use super::super::upgrade::payloads::{self, AtHand};
+use super::super::{Context, providers};
 use crate::cli::{ClusterArgs, TrustArgs};
 use crate::config;
 use crate::failure::UserError;
@@ -49,10 +49,10 @@ impl Prepared {
     /// that differ.
     pub(crate) fn started(&self, now: Timestamp) -> BTreeMap<MachineName, Timestamp> {
         let since = now.saturating_sub(SignedDuration::from_secs(5)).unwrap_or(now);
-        let names = self.spec.machines().into_iter().map(|(name, _)| name);
+        let names = self.spec.machines.iter().map(|m| &m.name);
         names
             .filter(|name| !self.running.contains(name))
-            .map(|name| (name, since))
+            .map(|name| (name.clone(), since))
             .collect()
     }
 
@@ -75,9 +75,9 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
         Some((record.file, Some(record.release)))
     })?;
     let config::Wanted { file, spec, release } = wanted;
+    let (provider, spec) = providers::open_for(context, spec).await?;
     let home = context.home.cluster(&spec.name);
     let record = home.record()?;
-    let provider = super::super::provider(context, spec.provider)?;
 
     context.reporter.step("", "verify the release payload");
     let path = release
@@ -185,11 +185,12 @@ fn check_unchanged(record: &Record, spec: &ClusterSpec, payload: &Payload) -> Re
         .hint("run `up` with that payload")
         .into());
     }
-    if before.control_plane != spec.control_plane {
+    // What an inventory names is not part of the file that is kept; it's held against the machines themselves.
+    if before.provider != ProviderName::Baremetal && before.control_plane().count() != spec.control_plane().count() {
         return refuse(
             "control-plane machines:",
-            before.control_plane.to_string(),
-            spec.control_plane.to_string(),
+            before.control_plane().count().to_string(),
+            spec.control_plane().count().to_string(),
         );
     }
     let (a, b) = (&before.network, &spec.network);
@@ -206,16 +207,26 @@ fn check_unchanged(record: &Record, spec: &ClusterSpec, payload: &Payload) -> Re
 /// The things at the provider that a cluster consists of; first-boot data is still empty.
 pub(crate) fn wanted(spec: &ClusterSpec) -> Wanted {
     let machines: Vec<MachineSpec> = spec
-        .machines()
-        .into_iter()
-        .map(|(name, role)| MachineSpec {
-            name,
-            role,
-            zone: None,
-            size: None,
-            image: None,
-            first_boot: FirstBoot(String::new()),
-            data_disk: role == Role::ControlPlane,
+        .machines
+        .iter()
+        .cloned()
+        .map(|planned| {
+            let PlannedMachine {
+                name,
+                role,
+                zone,
+                size,
+                image,
+            } = planned;
+            MachineSpec {
+                name,
+                role,
+                zone,
+                size,
+                image,
+                first_boot: FirstBoot(String::new()),
+                data_disk: role == Role::ControlPlane,
+            }
         })
         .collect();
     Wanted {
@@ -250,11 +261,11 @@ pub(super) fn ensure_secrets(prepared: &Prepared) -> Result<Secrets> {
         },
     };
     let fingerprint = pki::fingerprint(&secrets.setup_client.certificate)?;
-    for (name, role) in spec.machines() {
-        if role == Role::ControlPlane && !secrets.setup.contains_key(name.as_str()) {
+    for name in spec.control_plane() {
+        if !secrets.setup.contains_key(name.as_str()) {
             secrets
                 .setup
-                .insert(name.to_string(), pki::setup_identity(&name, &fingerprint, now)?);
+                .insert(name.to_string(), pki::setup_identity(name, &fingerprint, now)?);
         }
     }
     if kept.as_ref() != Some(&secrets) {
@@ -315,14 +326,15 @@ fn client_certificate(kubeconfig: &str) -> Option<String> {
 pub(super) fn settings(prepared: &Prepared, observed: &Observed, network: &Network) -> Result<ControlPlaneSettings> {
     let Prepared { spec, payload, .. } = prepared;
     let mut members = Vec::new();
-    for (name, role) in spec.machines() {
-        if role == Role::ControlPlane {
-            let machine = observed.machines.iter().find(|m| m.name == name);
-            let address = machine
-                .and_then(|m| m.address)
-                .with_context(|| format!("machine `{name}` has no address"))?;
-            members.push(Member { name, address });
-        }
+    for name in spec.control_plane() {
+        let machine = observed.machines.iter().find(|m| m.name == *name);
+        let address = machine
+            .and_then(|m| m.address)
+            .with_context(|| format!("machine `{name}` has no address"))?;
+        members.push(Member {
+            name: name.clone(),
+            address,
+        });
     }
     members.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(ControlPlaneSettings {

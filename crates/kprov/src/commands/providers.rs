@@ -1,0 +1,44 @@
+//! From what a cluster file says to the provider that it names. The only place that knows providers by name.
+
+use anyhow::{Context as _, Result};
+use kprov_provider::Provider;
+use kprov_provider_local::{LocalConfig, LocalProvider};
+use kprov_types::cluster::{self, ClusterSpec};
+
+use super::Context;
+use crate::failure::UserError;
+use crate::home::Record;
+
+#[expect(clippy::unused_async, reason = "clouds ask for credentials")]
+/// The provider that a cluster asks for, and the cluster with the machines that the provider has for it.
+pub(super) async fn open_for(context: &Context, spec: ClusterSpec) -> Result<(Box<dyn Provider>, ClusterSpec)> {
+    let provider: Box<dyn Provider> = match spec.provider {
+        cluster::Provider::Local => local(context)?,
+        cluster::Provider::Aws | cluster::Provider::Azure | cluster::Provider::Baremetal => {
+            return Err(UserError::new(format!(
+                "the provider `{}` is not in this build of kprov",
+                spec.provider
+            ))
+            .into());
+        }
+    };
+    Ok((provider, spec))
+}
+
+/// The provider of a cluster that something is kept of; where nothing is, it can only be on this machine.
+pub(super) async fn open_known(context: &Context, record: Option<&Record>) -> Result<Box<dyn Provider>> {
+    match record {
+        Some(record) => Ok(open_for(context, record.file.validate()?).await?.0),
+        None => local(context),
+    }
+}
+
+/// Machines on this host.
+pub(super) fn local(context: &Context) -> Result<Box<dyn Provider>> {
+    let exe = std::env::current_exe().context("can't tell where kprov itself is")?;
+    let exe = camino::Utf8PathBuf::from_path_buf(exe)
+        .map_err(|p| UserError::new(format!("the path of kprov, `{}`, is not UTF-8", p.display())))?;
+    let mut config = LocalConfig::new(exe);
+    config.hide.push(context.home.path().to_owned());
+    Ok(Box::new(LocalProvider::new(config)?))
+}

@@ -1,0 +1,1 @@
+//! The AWS provider: machines, network and disks on Amazon EC2.

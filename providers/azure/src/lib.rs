@@ -1,0 +1,1 @@
+//! The Azure provider: machines, network and disks through Azure Resource Manager.
