@@ -1,0 +1,1 @@
+//! Azure Resource Manager, for the resource types that kprov uses.
