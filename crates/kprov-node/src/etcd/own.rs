@@ -366,7 +366,14 @@ impl OwnMember {
             Err(error) => status.message = crate::chain(&error),
         }
         status.members = members.map_or(0, |members| u32::try_from(members.len()).unwrap_or(u32::MAX));
-        status.alarms = alarms.unwrap_or_default();
+        match alarms {
+            Ok(alarms) => status.alarms = alarms,
+            // Not knowing of an alarm is not the same as there being none.
+            Err(error) => {
+                status.healthy = false;
+                status.message = format!("it does not tell its alarms: {}", crate::chain(&error));
+            }
+        }
         if let Ok(Some(FailedImage { message, .. })) = read_json(&self.places.failure()) {
             status.message = message;
         }

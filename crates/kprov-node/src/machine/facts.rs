@@ -31,14 +31,21 @@ const STEP: u64 = 256;
 pub(super) async fn follow_api_servers(mut front: watch::Receiver<FrontState>, report: Report) {
     // By revision, with when the front saw it change last: another process may have taken its place.
     let mut versions: BTreeMap<u16, (std::time::Instant, String)> = BTreeMap::new();
+    let mut times: BTreeMap<u16, (std::time::Instant, Timestamp)> = BTreeMap::new();
     loop {
         let seen = local(&front.borrow_and_update());
+        // Told once for each change: a time that is reckoned anew would differ by a little every time.
+        times.retain(|revision, (since, _)| seen.get(revision).is_some_and(|(_, now)| now == since));
+        for (revision, (_, since)) in &seen {
+            times.entry(*revision).or_insert_with(|| (*since, time_of(*since)));
+        }
         versions.retain(|revision, (since, _)| seen.get(revision).is_some_and(|(_, now)| now == since));
         let tell = |versions: &BTreeMap<u16, (std::time::Instant, String)>| {
             let one = |(revision, (ready, _)): (&u16, &(bool, std::time::Instant))| ApiServerStatus {
                 revision: *revision,
                 ready: *ready,
                 version: versions.get(revision).map(|(_, v)| v.clone()).unwrap_or_default(),
+                since: times.get(revision).map(|(_, time)| *time),
             };
             let now: Vec<_> = seen.iter().map(one).collect();
             report.set(|status| status.api_servers = now);
@@ -69,6 +76,14 @@ pub(super) async fn follow_api_servers(mut front: watch::Receiver<FrontState>, r
             changed = front.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// The time of day, in whole seconds, of an instant that has passed.
+fn time_of(instant: std::time::Instant) -> Timestamp {
+    let now = Timestamp::now();
+    let passed = jiff::SignedDuration::try_from(instant.elapsed()).unwrap_or_default();
+    let then = now.saturating_sub(passed).unwrap_or(now);
+    Timestamp::from_second(then.as_second()).unwrap_or(now)
 }
 
 /// The local revisions: whether each is ready, and since when it is so.

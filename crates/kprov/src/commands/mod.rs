@@ -66,7 +66,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             Command::Down(args) => interruptible(&context, "down", down::run(&context, args)).await,
             Command::Plan(args) => plan::run(&context, args).await,
             Command::Status(args) => status::run(&context, args).await,
-            Command::Upgrade(args) => Box::pin(upgrade::run(&context, *args)).await,
+            Command::Upgrade(args) => Box::pin(interruptible(&context, "upgrade", upgrade::run(&context, *args))).await,
             Command::Pause(args) => control::pause(&context, &args, true).await,
             Command::Resume(args) => control::pause(&context, &args, false).await,
             Command::Rollback(args) => control::rollback(&context, args).await,
@@ -96,6 +96,9 @@ async fn interruptible(context: &Context, command: &str, work: impl Future<Outpu
 fn interrupted(context: &Context, command: &str) -> anyhow::Error {
     context.reporter.finish();
     let hint = match command {
+        "upgrade" => {
+            "once a version is asked for the operator goes on by itself: run the same command again to watch it, or `kprov pause` to hold it"
+        }
         "up" => "what was made stays; run the same command again to go on, or `kprov down` to remove it",
         _ => "what was removed is gone; run the same command again to go on",
     };
