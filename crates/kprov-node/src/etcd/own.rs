@@ -516,9 +516,9 @@ impl OwnMember {
         }
     }
 
-    /// This machine's API servers that are ready.
+    /// This machine's API servers that answer, if late.
     pub(super) fn api_servers(&self) -> Vec<Backend> {
-        self.front.watch().borrow().ready().filter(Backend::is_local).collect()
+        self.front.watch().borrow().usable().filter(Backend::is_local).collect()
     }
 
     /// Waits until one of these API servers says that it is ready, and the front knows it.
@@ -536,7 +536,7 @@ impl OwnMember {
                 let address = server.address();
                 let name = ServerName::from(address.ip());
                 let answer = https::get_status(&tls, address, name, "/readyz", READY_LIMIT).await;
-                let known = self.api_servers().contains(server);
+                let known = self.front.watch().borrow().ready().any(|ready| ready == *server);
                 if known && answer.is_ok_and(|status| status.is_success()) {
                     return;
                 }

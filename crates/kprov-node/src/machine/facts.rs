@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures::future::join_all;
 use jiff::Timestamp;
 use kprov_bootstrap::paths as kubernetes;
+use kprov_front::health::Standing;
 use kprov_front::{Backend, FrontState};
 use kprov_types::api::{ApiServerStatus, CertificateExpiry};
 use kprov_types::ports;
@@ -89,7 +90,7 @@ fn time_of(instant: std::time::Instant) -> Timestamp {
 /// The local revisions: whether each is ready, and since when it is so.
 fn local(front: &FrontState) -> BTreeMap<u16, (bool, std::time::Instant)> {
     let one = |(backend, state): (&Backend, &kprov_front::BackendState)| match backend {
-        Backend::Local { revision, .. } => Some((*revision, (state.ready, state.since))),
+        Backend::Local { revision, .. } => Some((*revision, (state.standing == Standing::Up, state.since))),
         Backend::Remote(_) => None,
     };
     front.backends.iter().filter_map(one).collect()
