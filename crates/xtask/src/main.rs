@@ -10,6 +10,7 @@
 
 mod bench;
 mod cache;
+mod cloud_init;
 mod debian;
 mod demo;
 mod deps;
