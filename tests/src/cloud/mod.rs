@@ -5,6 +5,7 @@
 //! runs its user data by Debian's cloud-init; each volume a block device, inside the machine it's attached to; each load
 //! balancer a listener that forwards to the targets that pass its health checks. What goes from the table is removed.
 
+mod aws;
 mod balancer;
 mod boot;
 mod room;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub use aws::{Aws, REGION};
 pub use room::Room;
 pub use scenario::Cloud;
 

@@ -7,6 +7,7 @@
 mod faults;
 mod proxy;
 mod rules;
+mod table;
 mod xml;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use crate::record::Record;
 
 pub use faults::{Effect, Fault, Faults};
 pub use proxy::DnsNames;
+pub use table::{Instance, LoadBalancer, Table, TargetGroup, Volume};
 
 /// Who Debian's images belong to.
 pub const DEBIAN: &str = "136693071363";
@@ -111,6 +113,11 @@ impl Moto {
     /// moto's own URL: what goes there is not counted, and nothing is put right.
     pub fn direct(&self) -> &str {
         &self.direct
+    }
+
+    /// A look at what moto has in a region; not counted.
+    pub fn table(&self, region: &str) -> Table {
+        Table::new(&self.direct, region)
     }
 
     /// The calls that came through the proxy.

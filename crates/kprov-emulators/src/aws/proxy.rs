@@ -331,7 +331,7 @@ fn parse_form(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-fn encode_form(form: &[(String, String)]) -> String {
+pub(super) fn encode_form(form: &[(String, String)]) -> String {
     let encode = |s: &str| -> String {
         s.bytes()
             .map(|b| match b {
