@@ -60,6 +60,12 @@ USER_DATA
     mkdir -p /etc/systemd/system/multi-user.target.wants
 fi
 
+# A host keeps the name that it was given at its first boot.
+if [ -e /var/lib/cloud/instance ]; then
+    hostname "@HOSTNAME@"
+    hostname >/etc/hostname
+fi
+
 # As much of systemctl as first-boot scripts use.
 cat >/usr/local/sbin/systemctl <<'SYSTEMCTL'
 #!/bin/sh

@@ -6,6 +6,7 @@
 //! balancer a listener that forwards to the targets that pass its health checks. What goes from the table is removed.
 
 mod aws;
+mod azure;
 mod balancer;
 mod boot;
 mod room;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 pub use aws::{Aws, REGION};
+pub use azure::Azure;
 pub use room::Room;
 pub use scenario::Cloud;
 
