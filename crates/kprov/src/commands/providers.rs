@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use kprov_provider::Provider;
+use kprov_provider_azure::{AzureConfig, AzureProvider, Surroundings};
 use kprov_provider_local::{LocalConfig, LocalProvider};
 use kprov_types::cluster::{self, ClusterSpec};
 
@@ -14,7 +15,8 @@ use crate::home::Record;
 pub(super) async fn open_for(context: &Context, spec: ClusterSpec) -> Result<(Box<dyn Provider>, ClusterSpec)> {
     let provider: Box<dyn Provider> = match spec.provider {
         cluster::Provider::Local => local(context)?,
-        cluster::Provider::Aws | cluster::Provider::Azure | cluster::Provider::Baremetal => {
+        cluster::Provider::Azure => azure(&spec)?,
+        cluster::Provider::Aws | cluster::Provider::Baremetal => {
             return Err(UserError::new(format!(
                 "the provider `{}` is not in this build of kprov",
                 spec.provider
@@ -31,6 +33,13 @@ pub(super) async fn open_known(context: &Context, record: Option<&Record>) -> Re
         Some(record) => Ok(open_for(context, record.file.validate()?).await?.0),
         None => local(context),
     }
+}
+
+/// Machines on Azure.
+fn azure(spec: &ClusterSpec) -> Result<Box<dyn Provider>> {
+    let mut config = AzureConfig::new(&spec.azure, &spec.zones, &Surroundings::of_process())?;
+    config.sizes = spec.machines.iter().filter_map(|m| m.size.clone()).collect();
+    Ok(Box::new(AzureProvider::open(config)?))
 }
 
 /// Machines on this host.
