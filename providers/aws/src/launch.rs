@@ -289,6 +289,7 @@ impl Call<'_> {
         let subnets = seen.net.machine_subnets();
         let subnet = subnets.get(*zone).ok_or_else(missing)?;
         let group = seen.net.groups.get(&Part::Machines).ok_or_else(missing)?;
+        let address = volume.and_then(|v| v.address).filter(|a| subnet.cidr.contains(a));
         let volume = volume.map(|v| v.id.as_str());
         let data =
             user_data::compose(series, &spec.first_boot.0, volume, image.ignition).map_err(Refused::Otherwise)?;
@@ -309,6 +310,7 @@ impl Call<'_> {
                 ec2::InstanceNetworkInterfaceSpecification::builder()
                     .device_index(0)
                     .subnet_id(&subnet.id)
+                    .set_private_ip_address(address.map(|a| a.to_string()))
                     .groups(&group.id)
                     .associate_public_ip_address(!settings.private)
                     .delete_on_termination(true)

@@ -25,12 +25,13 @@ pub struct Aws {
     pub moto: Moto,
     /// What moto has, uncounted.
     pub table: Table,
+    private: bool,
     runtime: Runtime,
 }
 
 impl Aws {
-    /// Starts it all. `range` is the VPC's; `name` the room's.
-    pub fn start(name: &str, range: Ipv4Net) -> Result<Self> {
+    /// Starts it all. `range` is the VPC's; `name` the room's; `private` whether clusters get no public addresses.
+    pub fn start(name: &str, range: Ipv4Net, private: bool) -> Result<Self> {
         let server = std::env::var("KPROV_TEST_MOTO")
             .context("KPROV_TEST_MOTO is not set: run the tests by `cargo xtask test`")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -47,10 +48,12 @@ impl Aws {
         let room = Room::open(name, range, watch)?;
         let front = room.balancer_address();
         moto.dns_names().choose(move |_| Some(front.to_string()));
+        moto.public_is_private();
         Ok(Self {
             room,
             moto,
             table,
+            private,
             runtime,
         })
     }
@@ -71,7 +74,7 @@ impl Cloud for Aws {
     }
 
     fn settings(&self) -> Value {
-        json!({"region": REGION, "endpointUrl": self.moto.endpoint(), "private": true})
+        json!({"region": REGION, "endpointUrl": self.moto.endpoint(), "private": self.private})
     }
 
     fn zones(&self) -> Vec<String> {
