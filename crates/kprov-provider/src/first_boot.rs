@@ -1,7 +1,7 @@
 //! First-boot data in the form that an image understands. Pure.
 //!
 //! [`kprov_types::machine::FirstBoot`] is a shell script, which cloud-init runs as it stands. Images without cloud-init
-//! (Flatcar, Fedora CoreOS) are configured by Ignition, once, before they boot.
+//! (Flatcar, Fedora `CoreOS`) are configured by Ignition, once, before they boot.
 
 use base64::Engine as _;
 use serde_json::json;

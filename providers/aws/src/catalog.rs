@@ -1,5 +1,6 @@
 //! What instances are started with: their type and image, looked up once for all that are made.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kprov_provider::ProviderError;
@@ -67,9 +68,8 @@ impl Catalog {
         for machine in machines {
             let Some(kind) = kinds.get(size(machine)) else { continue };
             let key = (machine.image.clone(), kind.architecture.clone());
-            if !images.contains_key(&key) {
-                let image = find(client, machine.image.as_deref(), &kind.architecture).await?;
-                images.insert(key, image);
+            if let Entry::Vacant(vacant) = images.entry(key) {
+                vacant.insert(find(client, machine.image.as_deref(), &kind.architecture).await?);
             }
         }
         Ok(Self { kinds, images })

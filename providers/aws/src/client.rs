@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_ec2::types as ec2;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -25,7 +26,7 @@ pub(crate) mod balancer;
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long one call may take.
-const CALL: Duration = Duration::from_secs(60);
+const CALL: Duration = Duration::from_mins(1);
 /// The most that EC2's listings give in one page.
 const PAGE: i32 = 1000;
 
@@ -73,7 +74,10 @@ fn named(cluster: &ClusterName, what: &str) -> String {
 impl Client {
     /// Opens clients as every AWS tool does: environment, profiles, SSO, the instance's role. The SDK's own retries are off:
     /// one policy outside decides.
-    pub(crate) async fn open(settings: &Settings) -> Result<Self, ProviderError> {
+    pub(crate) async fn open(
+        settings: &Settings,
+        credentials: Option<SharedCredentialsProvider>,
+    ) -> Result<Self, ProviderError> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -90,6 +94,9 @@ impl Client {
         }
         if let Some(url) = &settings.endpoint_url {
             loader = loader.endpoint_url(url);
+        }
+        if let Some(credentials) = credentials {
+            loader = loader.credentials_provider(credentials);
         }
         let config = loader.load().await;
         let Some(region) = config.region() else {

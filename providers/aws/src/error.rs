@@ -127,7 +127,7 @@ where
     E: Error + ProvideErrorMetadata + 'static,
     R: fmt::Debug + 'static,
 {
-    if causes(error).any(|c| c.is::<CredentialsError>()) {
+    if causes(error).any(<dyn Error>::is::<CredentialsError>) {
         return Failure::Credentials;
     }
     match error {

@@ -12,7 +12,7 @@ use kprov_provider::ProviderError;
 use kprov_types::ClusterName;
 
 /// After this long what is not listed is taken to be gone.
-const TRUST: Duration = Duration::from_secs(60);
+const TRUST: Duration = Duration::from_mins(1);
 /// When to look again.
 const AGAIN: Duration = Duration::from_millis(300);
 

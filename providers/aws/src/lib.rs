@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use kprov_provider::{Estimate, Provider, ProviderError};
 use kprov_types::machine::{Disk, DiskSpec, Leftover, Machine, MachineSpec, Network, NetworkSpec, Observed};
 use kprov_types::{ClusterName, MachineName};
@@ -99,8 +100,16 @@ pub struct AwsProvider {
 impl AwsProvider {
     /// Opens the provider. Makes no call yet, but for what finding the region takes.
     pub async fn open(config: AwsConfig) -> Result<Self, ProviderError> {
+        Self::open_with(config, None).await
+    }
+
+    /// The same, with these credentials whatever environment and profile say.
+    pub async fn open_with(
+        config: AwsConfig,
+        credentials: Option<SharedCredentialsProvider>,
+    ) -> Result<Self, ProviderError> {
         let settings = config.validate()?;
-        let client = Client::open(&settings).await?;
+        let client = Client::open(&settings, credentials).await?;
         Ok(Self {
             shared: Arc::new(Shared {
                 client,

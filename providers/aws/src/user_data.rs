@@ -13,7 +13,7 @@ const LIMIT: usize = 16 * 1024;
 /// Where a data volume is found under the same name whatever its id: made by a rule for udev.
 pub(crate) const ALIAS: &str = "/dev/kprov-data";
 
-/// How an instance finds its index in the call that made it; the metadata service wants a token first (IMDSv2).
+/// How an instance finds its index in the call that made it; the metadata service wants a token first (`IMDSv2`).
 const INDEX: &str = r#"kprov_index() {
     imds=http://169.254.169.254/latest
     if command -v curl >/dev/null 2>&1; then

@@ -31,8 +31,12 @@ pub struct Fault {
     pub action: Option<String>,
     /// Only those that have this in their form, as it was sent.
     pub containing: Option<String>,
+    /// Only calls that change something, not listings.
+    pub changes: bool,
     /// So many such calls go well before.
     pub after: u64,
+    /// And so many between each two that go wrong.
+    pub every: u64,
     /// So many go wrong then.
     pub times: u64,
     /// How.
@@ -45,7 +49,9 @@ impl Fault {
         Self {
             action: Some(action.to_owned()),
             containing: None,
+            changes: false,
             after: 0,
+            every: 0,
             times: u64::MAX,
             effect,
         }
@@ -57,6 +63,21 @@ impl Fault {
             action: None,
             ..Self::on("", effect)
         }
+    }
+
+    /// Each call that changes something goes wrong.
+    pub fn on_changes(effect: Effect) -> Self {
+        Self {
+            changes: true,
+            ..Self::on_all(effect)
+        }
+    }
+
+    /// So many go well between each two.
+    #[must_use]
+    pub fn every(mut self, calls: u64) -> Self {
+        self.every = calls;
+        self
     }
 
     /// At most so many go wrong.
@@ -166,8 +187,10 @@ impl Faults {
 
     pub(super) fn decide(&self, action: &str, form: &str) -> Option<Effect> {
         let mut state = self.lock();
+        let reads = ["Describe", "Get", "List"].iter().any(|r| action.starts_with(r));
         for fault in &mut state.faults {
             if fault.times == 0
+                || (fault.changes && reads)
                 || fault.action.as_ref().is_some_and(|a| a != action)
                 || fault.containing.as_ref().is_some_and(|c| !form.contains(c))
             {
@@ -178,6 +201,7 @@ impl Faults {
                 continue;
             }
             fault.times -= 1;
+            fault.after = fault.every;
             return Some(fault.effect.clone());
         }
         None
@@ -242,6 +266,9 @@ mod tests {
         assert_eq!(faults.decide("B", "x=1"), Some(Effect::throttle()));
         faults.clear();
         assert_eq!(faults.decide("B", "x=1"), None);
+        faults.add(Fault::on_changes(Effect::LoseReply).every(1));
+        let lost = |action| faults.decide(action, "").is_some();
+        assert!(lost("CreateVpc") && !lost("DescribeVpcs") && !lost("CreateSubnet") && lost("CreateSubnet"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub const DEBIAN_IMAGE: &str = "ami-0de12000000000002";
 pub const FLATCAR_IMAGE: &str = "ami-0f1a7ca0000000002";
 
 /// How long moto may take to start, on a busy machine.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// A `moto` server and the proxy in front of it.
 #[derive(Debug)]

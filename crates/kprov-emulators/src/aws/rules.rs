@@ -302,7 +302,7 @@ async fn instances(proxy: &Proxy, call: &Call, vpc: Option<&str>) -> Result<Vec<
         let living = |i: &&Element| i.child("instanceState").and_then(|s| s.child_text("name")) != Some("terminated");
         found.extend(items(&page, "instancesSet").into_iter().filter(living).cloned());
         match page.child_text("nextToken") {
-            Some(token) if !token.is_empty() => next = token.to_owned(),
+            Some(token) if !token.is_empty() => token.clone_into(&mut next),
             _ => return Ok(found),
         }
     }
@@ -428,12 +428,12 @@ pub(super) fn hide(action: &str, root: &mut Element, faults: &Faults) {
 /// Shows instances of these names as pending.
 pub(super) fn keep_pending(root: &mut Element, names: &BTreeSet<String>) {
     root.each(&mut |element| {
-        let named = element.child("tagSet").is_some_and(|tags| {
+        let is_one = element.child("tagSet").is_some_and(|tags| {
             tags.children.iter().any(|t| {
                 t.child_text("key") == Some("Name") && t.child_text("value").is_some_and(|v| names.contains(v))
             })
         });
-        if !named {
+        if !is_one {
             return;
         }
         for state in element.children.iter_mut().filter(|c| c.name() == "instanceState") {

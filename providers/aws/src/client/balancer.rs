@@ -17,9 +17,9 @@ const CHECK_EVERY: i32 = 10;
 /// The path that tells whether an API server is ready.
 const READY: &str = "/readyz";
 
-fn tags(cluster: &ClusterName) -> Option<Vec<elb::Tag>> {
+fn tags(cluster: &ClusterName) -> Vec<elb::Tag> {
     let tag = |key: &str| elb::Tag::builder().key(key).value(cluster.as_str()).build();
-    Some(vec![tag(CLUSTER), tag(NAME)])
+    vec![tag(CLUSTER), tag(NAME)]
 }
 
 pub(super) async fn set_targets(client: &Elb, group: &str, add: &[IpAddr], remove: &[IpAddr]) -> Called<()> {
@@ -152,7 +152,7 @@ impl Client {
             .scheme(scheme)
             .set_subnets(Some(subnets))
             .security_groups(group)
-            .set_tags(tags(cluster))
+            .set_tags(Some(tags(cluster)))
             .send()
             .await
             .map_err(failed(
@@ -195,7 +195,7 @@ impl Client {
             .health_check_interval_seconds(CHECK_EVERY)
             .healthy_threshold_count(2)
             .unhealthy_threshold_count(2)
-            .set_tags(tags(cluster))
+            .set_tags(Some(tags(cluster)))
             .send()
             .await
             .map_err(failed(

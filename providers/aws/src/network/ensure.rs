@@ -132,13 +132,12 @@ impl Work<'_> {
         if let Some(attached) = self.net.gateways.iter().find(|g| g.vpc.as_deref() == Some(&vpc.id)) {
             return Ok(attached.id.clone());
         }
-        let id = match self.net.gateways.iter().find(|g| g.vpc.is_none()) {
-            Some(free) => free.id.clone(),
-            None => {
-                let id = client.create_gateway(self.cluster).await?;
-                self.made(&id);
-                id
-            }
+        let id = if let Some(free) = self.net.gateways.iter().find(|g| g.vpc.is_none()) {
+            free.id.clone()
+        } else {
+            let id = client.create_gateway(self.cluster).await?;
+            self.made(&id);
+            id
         };
         match client.attach_gateway(&id, &vpc.id).await {
             Err(error) if !error.is_duplicate() => Err(error.into()),
@@ -308,13 +307,12 @@ impl Work<'_> {
             })?
             .id
             .clone();
-        let address = match self.net.addresses.iter().find(|a| !a.in_use) {
-            Some(address) => address.id.clone(),
-            None => {
-                let id = client.allocate_address(self.cluster).await?;
-                self.made(&id);
-                id
-            }
+        let address = if let Some(free) = self.net.addresses.iter().find(|a| !a.in_use) {
+            free.id.clone()
+        } else {
+            let id = client.allocate_address(self.cluster).await?;
+            self.made(&id);
+            id
         };
         let token = translate::token(&vpc.id, self.generation(), &format!("nat {subnet} {address}"));
         let id = client.create_nat(self.cluster, &subnet, &address, token).await?;
@@ -325,20 +323,19 @@ impl Work<'_> {
     /// The load balancer, its targets' group, and its listener, in that order: a listener means that all is done.
     async fn endpoint(&mut self, vpc: &Vpc, port: u16) -> Result<(), ProviderError> {
         let client = &self.shared.client;
-        let group = match &self.net.target_group {
-            Some(group) => group.arn.clone(),
-            None => {
-                let arn = client
-                    .create_target_group(self.cluster, &vpc.id, kprov_types::ports::API)
-                    .await?;
-                self.made(&arn);
-                self.net.target_group = Some(crate::model::TargetGroup {
-                    arn: arn.clone(),
-                    ours: true,
-                    targets: BTreeSet::new(),
-                });
-                arn
-            }
+        let group = if let Some(group) = &self.net.target_group {
+            group.arn.clone()
+        } else {
+            let arn = client
+                .create_target_group(self.cluster, &vpc.id, kprov_types::ports::API)
+                .await?;
+            self.made(&arn);
+            self.net.target_group = Some(crate::model::TargetGroup {
+                arn: arn.clone(),
+                ours: true,
+                targets: BTreeSet::new(),
+            });
+            arn
         };
         if self.net.balancer.is_none() {
             let subnets = self.net.machine_subnets().values().map(|s| s.id.clone()).collect();

@@ -19,7 +19,7 @@ pub(crate) struct NewSubnet {
     pub(crate) part: Part,
 }
 
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
+fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
@@ -28,7 +28,7 @@ fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
 pub(crate) fn choose_range(used: &[Ipv4Net]) -> Option<Ipv4Net> {
     (32..64)
         .filter_map(|b| Ipv4Net::new([10, b, 0, 0].into(), 16).ok())
-        .find(|range| !used.iter().any(|u| overlap(u, range)))
+        .find(|range| !used.iter().any(|u| overlap(*u, *range)))
 }
 
 /// A free range in a VPC: a /20 if there is one, else what there is down to a /24.
@@ -36,7 +36,7 @@ pub(crate) fn choose_inside(vpc: Ipv4Net, used: &[Ipv4Net]) -> Option<Ipv4Net> {
     (20..=24)
         .filter_map(|prefix| vpc.subnets(prefix.max(vpc.prefix_len())).ok())
         .flatten()
-        .find(|range| !used.iter().any(|u| overlap(u, range)))
+        .find(|range| !used.iter().any(|u| overlap(*u, *range)))
 }
 
 /// The subnets that are missing: one for machines in each zone, and in a private cluster one for its NAT gateway.
@@ -51,7 +51,7 @@ pub(crate) fn missing_subnets(range: Ipv4Net, zones: &[String], private: bool, t
         .subnets(prefix)
         .into_iter()
         .flatten()
-        .filter(|r| !there.iter().any(|s| overlap(&s.cidr, r)))
+        .filter(|r| !there.iter().any(|s| overlap(s.cidr, *r)))
         .collect();
     let mut missing = Vec::new();
     if private

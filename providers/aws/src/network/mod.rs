@@ -6,6 +6,9 @@ pub(crate) mod remove;
 
 use std::collections::BTreeSet;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use ipnet::Ipv4Net;
 use kprov_provider::ProviderError;
 use kprov_types::ClusterName;
 use kprov_types::machine::{Endpoint, Network};
@@ -20,10 +23,14 @@ pub(crate) async fn look(shared: &Shared, cluster: &ClusterName) -> Result<Net, 
 }
 
 /// The same, with the ranges of all VPCs of the region.
-pub(crate) async fn look_with_ranges(
-    shared: &Shared,
-    cluster: &ClusterName,
-) -> Result<(Net, Vec<ipnet::Ipv4Net>), ProviderError> {
+pub(crate) fn look_with_ranges<'a>(
+    shared: &'a Shared,
+    cluster: &'a ClusterName,
+) -> BoxFuture<'a, Result<(Net, Vec<Ipv4Net>), ProviderError>> {
+    list(shared, cluster).boxed()
+}
+
+async fn list(shared: &Shared, cluster: &ClusterName) -> Result<(Net, Vec<Ipv4Net>), ProviderError> {
     let client = &shared.client;
     let given = async {
         match &shared.settings.vpc {
