@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::payload::{self, Payload, Programs};
 use crate::run::{cargo, output, run};
-use crate::{cache, debian, deps, upgrades};
+use crate::{azure, cache, debian, deps, upgrades};
 
 /// What the tests themselves call.
 const TEST_PACKAGES: &[&str] = &["curl", "openssl", "procps"];
@@ -62,13 +62,15 @@ fn variables(programs: &Programs) -> Result<Vec<(&'static str, String)>> {
     eprintln!("payloads at hand after {:.1} s", start.elapsed().as_secs_f32());
     let binaries = payload.binaries.clone().unwrap_or_default();
     let payloads: Vec<_> = std::iter::once(payload).chain(releases).collect();
-    Ok(vec![
+    let mut variables = vec![
         ("KPROV_BIN", programs.dir.to_string()),
         ("KPROV_TEST_BINARIES", binaries.into_string()),
         ("KPROV_TEST_PAYLOADS", list(&payloads)),
         ("KPROV_TEST_UPGRADES", upgrades::list_of_chains(&chains)),
         ("KPROV_TEST_BROKEN", upgrades::list_of_broken(&broken)),
-    ])
+    ];
+    variables.extend(azure::variables()?);
+    Ok(variables)
 }
 
 /// [`Payload::entry`] of each payload, `:` between.
