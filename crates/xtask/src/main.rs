@@ -8,6 +8,7 @@
     reason = "a developer's tool that talks on the terminal"
 )]
 
+mod azure;
 mod bench;
 mod cache;
 mod cloud_init;

@@ -100,7 +100,7 @@ fn worst_or<T>(results: Vec<Result<T, ProviderError>>) -> Result<Vec<T>, Provide
     let rank = |error: &ProviderError| match error.advice {
         Advice::Never => (2, std::time::Duration::ZERO),
         Advice::LookFirst => (1, std::time::Duration::ZERO),
-        Advice::RetryAfter(delay) => (0, delay),
+        Advice::RetryAfter(delay) | Advice::Wait(delay) => (0, delay),
     };
     let mut made = Vec::with_capacity(results.len());
     let mut worst: Option<ProviderError> = None;

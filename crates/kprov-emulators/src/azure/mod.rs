@@ -16,6 +16,7 @@ mod groups;
 mod handle;
 mod kind;
 mod list;
+mod models;
 mod network;
 mod operations;
 mod refusal;
@@ -41,6 +42,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
 pub use faults::{Fault, What};
+pub use models::{VARIABLE as MODELS_VARIABLE, Verdict, held_against_models};
 pub use refusal::Refusal;
 pub use room::{Backend, DataDisk, Event, LoadBalancer, Power, Probe, Rule, VirtualMachine};
 pub use server::Recorded;

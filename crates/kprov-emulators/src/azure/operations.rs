@@ -177,10 +177,9 @@ impl Store {
         let Some(resource) = self.get_mut(id) else {
             return;
         };
-        let made = resource.state == State::Creating;
         resource.state = State::Succeeded;
         resource.failure = None;
-        if resource.is("virtualMachines") && made {
+        if resource.is("virtualMachines") && resource.power.is_none() {
             resource.power = Some(Power::Running);
             let id = resource.id.clone();
             if let Some(machine) = self.virtual_machine(&id) {
