@@ -36,6 +36,8 @@ pub(crate) fn load(
         release,
         release_url,
         network,
+        region,
+        profile,
     } = args;
     let (mut file, mut base_release) = match (path, name) {
         (Some(path), _) => {
@@ -69,6 +71,12 @@ pub(crate) fn load(
     }
     if let Some(v) = network {
         spec.network.machines = Some(*v);
+    }
+    if let Some(v) = region {
+        spec.aws.region = Some(v.clone());
+    }
+    if let Some(v) = profile {
+        spec.aws.profile = Some(v.clone());
     }
     if !release_url.is_empty() {
         spec.kubernetes.release_urls.clone_from(release_url);

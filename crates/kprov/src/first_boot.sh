@@ -3,7 +3,14 @@
 set -eu
 urls="@URLS@"
 sha256="@SHA256@"
-binary=/usr/local/bin/kprov-node
+directory=/usr/local/bin
+# Flatcar's /usr is read-only; it looks for programs in /opt/bin as well.
+if ! { mkdir -p "$directory" && : >"$directory/.kprov"; } 2>/dev/null; then
+    directory=/opt/bin
+    mkdir -p "$directory"
+fi
+rm -f "$directory/.kprov"
+binary=$directory/kprov-node
 
 fetch() {
     if command -v curl >/dev/null 2>&1; then curl -fsS --retry 5 --retry-connrefused -o "$2" "$1"
@@ -14,7 +21,7 @@ fetch() {
 
 # A machine that was set up keeps its own copy, which may have been updated since.
 if [ ! -e /var/lib/kprov/initialised ]; then
-    mkdir -p /etc/kprov /usr/local/bin /var/lib/kprov
+    mkdir -p /etc/kprov /var/lib/kprov
     chmod 700 /etc/kprov /var/lib/kprov
     until echo "$sha256  $binary" | sha256sum -c >/dev/null 2>&1; do
         for url in $urls; do
@@ -36,14 +43,14 @@ KPROV_CONFIG
 fi
 
 if [ -d /run/systemd/system ]; then
-    cat >/etc/systemd/system/kprov-node.service <<'KPROV_UNIT'
+    cat >/etc/systemd/system/kprov-node.service <<KPROV_UNIT
 [Unit]
 Description=kprov node: containerd, kubelet and the local API front
 Wants=network-online.target
 After=network-online.target
 
 [Service]
-ExecStart=/usr/local/bin/kprov-node run
+ExecStart=$binary run
 Restart=always
 RestartSec=1
 KillMode=process

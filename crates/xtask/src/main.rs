@@ -8,12 +8,15 @@
     reason = "a developer's tool that talks on the terminal"
 )]
 
+mod azure;
 mod bench;
 mod cache;
+mod cloud_init;
 mod debian;
 mod demo;
 mod deps;
 mod payload;
+mod python;
 mod run;
 mod suite;
 mod upgrades;

@@ -1,7 +1,8 @@
 //! `kprov plan`: what `up` would do.
 
 use anyhow::Result;
-use kprov_provision::{Goal, Plan};
+use kprov_provider::{Estimate, Provider};
+use kprov_provision::{Action, Goal, Plan};
 use kprov_types::ClusterName;
 use serde::Serialize;
 
@@ -18,8 +19,19 @@ struct Planned {
     name: ClusterName,
     /// In words, in order.
     actions: Vec<String>,
+    /// What that makes in the provider's terms, where each call counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    makes: Option<Makes>,
     /// Machines that nobody asked for; `up` leaves them alone.
     surplus: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Makes {
+    things: Vec<String>,
+    /// About how many API calls that takes.
+    calls: u64,
 }
 
 pub(super) async fn run(context: &Context, args: PlanArgs) -> Result<()> {
@@ -36,6 +48,7 @@ pub(super) async fn run(context: &Context, args: PlanArgs) -> Result<()> {
         surplus,
     } = kprov_provision::plan(&goal, &observed)
         .map_err(|e| anyhow::Error::from(UserError::new(e.to_string()).hint("`kprov status` shows what is there")))?;
+    let makes = makes(provider.as_ref(), &spec.name, &actions).await?;
     let mut actions: Vec<String> = actions.iter().map(ToString::to_string).collect();
     let complete = context.home.cluster(&spec.name).record()?.is_some_and(|r| r.complete);
     if !complete {
@@ -45,9 +58,25 @@ pub(super) async fn run(context: &Context, args: PlanArgs) -> Result<()> {
         schema_version: 1,
         name: spec.name,
         actions,
+        makes,
         surplus: surplus.iter().map(ToString::to_string).collect(),
     };
     print::result(args.output.output, &planned, human)
+}
+
+/// What the actions make in the provider's terms.
+async fn makes(provider: &dyn Provider, cluster: &ClusterName, actions: &[Action]) -> Result<Option<Makes>> {
+    let (mut network, mut disks, mut machines): (_, &[_], &[_]) = (None, &[], &[]);
+    for action in actions {
+        match action {
+            Action::EnsureNetwork(spec) => network = Some(spec),
+            Action::EnsureDisks(specs) => disks = specs,
+            Action::EnsureMachines(specs) => machines = specs,
+            Action::RemoveMachines(_) | Action::RemoveDisks(_) | Action::RemoveNetwork => {}
+        }
+    }
+    let estimate = provider.estimate(cluster, network, disks, machines).await?;
+    Ok(estimate.map(|Estimate { things, calls }| Makes { things, calls }))
 }
 
 fn human(planned: &Planned) -> String {
@@ -56,6 +85,7 @@ fn human(planned: &Planned) -> String {
         schema_version: _,
         name,
         actions,
+        makes,
         surplus,
     } = planned;
     let mut text = String::new();
@@ -65,6 +95,14 @@ fn human(planned: &Planned) -> String {
         let _ = writeln!(text, "`up` would, for cluster `{name}`:");
         for action in actions {
             let _ = writeln!(text, "  + {action}");
+        }
+    }
+    if let Some(Makes { things, calls }) = makes
+        && !things.is_empty()
+    {
+        let _ = writeln!(text, "which makes, by about {calls} API calls:");
+        for thing in things {
+            let _ = writeln!(text, "  + {thing}");
         }
     }
     if !surplus.is_empty() {

@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use kprov_provider::Provider;
+use kprov_provider_aws::{AwsConfig, AwsProvider};
+use kprov_provider_azure::{AzureConfig, AzureProvider, Surroundings};
 use kprov_provider_local::{LocalConfig, LocalProvider};
 use kprov_types::cluster::{self, ClusterSpec};
 
@@ -9,12 +11,19 @@ use super::Context;
 use crate::failure::UserError;
 use crate::home::Record;
 
-#[expect(clippy::unused_async, reason = "clouds ask for credentials")]
 /// The provider that a cluster asks for, and the cluster with the machines that the provider has for it.
 pub(super) async fn open_for(context: &Context, spec: ClusterSpec) -> Result<(Box<dyn Provider>, ClusterSpec)> {
     let provider: Box<dyn Provider> = match spec.provider {
         cluster::Provider::Local => local(context)?,
-        cluster::Provider::Aws | cluster::Provider::Azure | cluster::Provider::Baremetal => {
+        cluster::Provider::Aws => Box::new(
+            AwsProvider::open(AwsConfig {
+                settings: spec.aws.clone(),
+                zones: spec.zones.clone(),
+            })
+            .await?,
+        ),
+        cluster::Provider::Azure => azure(&spec)?,
+        cluster::Provider::Baremetal => {
             return Err(UserError::new(format!(
                 "the provider `{}` is not in this build of kprov",
                 spec.provider
@@ -31,6 +40,13 @@ pub(super) async fn open_known(context: &Context, record: Option<&Record>) -> Re
         Some(record) => Ok(open_for(context, record.file.validate()?).await?.0),
         None => local(context),
     }
+}
+
+/// Machines on Azure.
+fn azure(spec: &ClusterSpec) -> Result<Box<dyn Provider>> {
+    let mut config = AzureConfig::new(&spec.azure, &spec.zones, &Surroundings::of_process())?;
+    config.sizes = spec.machines.iter().filter_map(|m| m.size.clone()).collect();
+    Ok(Box::new(AzureProvider::open(config)?))
 }
 
 /// Machines on this host.

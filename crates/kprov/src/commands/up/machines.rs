@@ -78,7 +78,8 @@ pub(super) fn add_first_boot(
         let control_plane = machine.role == Role::ControlPlane;
         let config = NodeConfig {
             cluster: spec.name.clone(),
-            machine: Some(machine.name.clone()),
+            // Workers of one kind are told the same where each knows its name already, so that many are made by one call.
+            machine: (control_plane || !prepared.provider.sets_host_names()).then(|| machine.name.clone()),
             role: machine.role,
             endpoint: network.endpoint.clone(),
             ca: secrets.cluster.ca.certificate.clone(),

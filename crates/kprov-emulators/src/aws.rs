@@ -1,1 +1,0 @@
-//! EC2 and its load balancers: a proxy in front of a `moto` server.
