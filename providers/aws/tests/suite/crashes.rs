@@ -98,3 +98,21 @@ async fn nothing_left(moto: &Moto, cluster: &ClusterName) {
     let left = room::provider(moto).await.leftovers(cluster).await.unwrap();
     assert_eq!(left, []);
 }
+
+#[tokio::test]
+async fn two_at_once_end_in_one_cluster() {
+    let Some(moto) = room::moto().await else { return };
+    let (account, cluster) = (Account::new(&moto), room::cluster("twins"));
+    let before = account.everything().await;
+    let vpcs = account.count("vpc").await;
+    let up = Goal::Present(wanted(&cluster, 1, 2));
+    let (one, other) = (room::provider(&moto).await, room::provider(&moto).await);
+    let results = futures::join!(drive(&one, &cluster, &up), drive(&other, &cluster, &up));
+    assert!(results.0.is_ok() || results.1.is_ok(), "{results:?}");
+    let seen = drive(&room::provider(&moto).await, &cluster, &up).await.unwrap();
+    assert_eq!(seen.machines.len(), 3);
+    check_once(&account, vpcs, 3, 1).await;
+    drive(&one, &cluster, &Goal::Nothing).await.unwrap();
+    nothing_left(&moto, &cluster).await;
+    assert_eq!(account.everything().await, before);
+}

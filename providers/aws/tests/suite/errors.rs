@@ -60,8 +60,8 @@ async fn refusals_say_what_to_do() {
             &["VPCs per Region", "L-F678F1CE"],
         ),
         (
-            "CreateSubnet",
-            Effect::refuse("InvalidSubnet.Conflict", "The CIDR conflicts with another subnet"),
+            "CreateVpc",
+            Effect::refuse("InvalidVpc.Range", "The CIDR '10.32.0.0/16' is invalid."),
             &["overlaps"],
         ),
     ];

@@ -148,3 +148,41 @@ async fn the_estimate_is_near_what_is_made() {
     assert_eq!(rest.things, Vec::<String>::new());
     drive(&provider, &cluster, &Goal::Nothing).await.unwrap();
 }
+
+#[tokio::test]
+async fn where_few_may_reach_the_api_workers_are_told_another_way() {
+    use base64::Engine as _;
+    let Some(moto) = room::moto().await else { return };
+    let (account, cluster) = (Account::new(&moto), room::cluster("few"));
+    let mut settings = room::settings(&moto);
+    settings.access = vec!["192.0.2.0/24".parse().unwrap()];
+    let provider = room::with(settings, &[]).await;
+    let seen = drive(&provider, &cluster, &Goal::Present(wanted(&cluster, 1, 1)))
+        .await
+        .unwrap();
+    let by_role = |role| seen.machines.iter().find(|m| m.role == role).unwrap();
+    let worker = &by_role(kprov_types::Role::Worker).id;
+    let call = account.ec2.describe_instance_attribute().instance_id(worker);
+    let reply = call
+        .attribute(aws_sdk_ec2::types::InstanceAttributeName::UserData)
+        .send()
+        .await
+        .unwrap();
+    let data = reply.user_data().and_then(|d| d.value()).unwrap_or_default().to_owned();
+    let text = String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data).unwrap()).unwrap();
+    let (address, host) = (
+        by_role(kprov_types::Role::ControlPlane).address.unwrap(),
+        &seen.network.as_ref().unwrap().endpoint.host,
+    );
+    assert!(text.contains(&format!("{address} {host}")), "{text}");
+    let groups = account.ec2.describe_security_groups().send().await.unwrap();
+    let open = groups
+        .security_groups()
+        .iter()
+        .filter(|g| Account::tag(g.tags(), "kprov.io/cluster") == Some("few"))
+        .flat_map(aws_sdk_ec2::types::SecurityGroup::ip_permissions)
+        .flat_map(aws_sdk_ec2::types::IpPermission::ip_ranges)
+        .any(|r| r.cidr_ip() == Some("0.0.0.0/0"));
+    assert!(!open, "{groups:?}");
+    drive(&provider, &cluster, &Goal::Nothing).await.unwrap();
+}
