@@ -1,1 +1,5 @@
-//! The bare-metal provider: hosts that are there already, by SSH or by their BMC.
+//! Bare metal: hosts that are there already, named by an inventory.
+//!
+//! Start reading at [`inventory`].
+
+pub mod inventory;
