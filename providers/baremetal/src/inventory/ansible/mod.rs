@@ -179,7 +179,9 @@ impl Of<'_> {
     }
 
     fn bad(&self, var: &Var, message: impl Into<String>) -> InventoryError {
-        InventoryError::new(&var.place, message).of(self.name)
+        InventoryError::new(&var.place, message)
+            .of(self.name)
+            .hint("correct the variable there")
     }
 
     /// The text of the first of these variables that is set.
@@ -224,7 +226,10 @@ impl Of<'_> {
         let ssh = self.ssh()?;
         let reached: Option<Ipv4Addr> = ssh.host.parse().ok();
         let address = self.address("ip")?.or(self.address("access_ip")?).or(reached);
-        let external = self.address("access_ip")?.or(reached);
+        let external = match reached {
+            Some(reached) => Some(reached),
+            None => self.address("access_ip")?,
+        };
         Ok(Host {
             name: machine_name(self.name, self.place)?,
             role,
