@@ -14,6 +14,7 @@ mod debian;
 mod demo;
 mod deps;
 mod payload;
+mod python;
 mod run;
 mod suite;
 mod upgrades;

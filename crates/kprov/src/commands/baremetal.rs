@@ -8,9 +8,10 @@ use kprov_provider::Provider;
 use kprov_provider_baremetal::inventory::{Disk, Host, Inventory, InventoryError, load};
 use kprov_provider_baremetal::{BaremetalConfig, BaremetalProvider};
 use kprov_types::cluster::{ClusterSpec, PlannedMachine};
-use kprov_types::machine::Observed;
-use kprov_types::{ClusterName, MachineName, Role};
+use kprov_types::infrastructure::BaremetalSettings;
+use kprov_types::{ClusterName, MachineName, Role, ports};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::up::node_binary;
 use crate::failure::UserError;
@@ -104,6 +105,7 @@ fn planned(host: &Host) -> PlannedMachine {
         image: None,
         // One that is reached by another address has it laid down in the inventory; others tell it themselves.
         address: host.address.filter(|_| host.external_address.is_some()),
+        reached: host.external_address.or(host.address),
         labels,
     }
 }
@@ -138,4 +140,39 @@ pub(super) fn note_surplus(reporter: &Reporter, cluster: &ClusterName, kept: &Ke
             ));
         }
     }
+}
+
+/// A kubeconfig with a context `<cluster>-<host>` for each control-plane host beside the one it has, where the API has no address
+/// but theirs: the others can be asked while the first is away.
+pub(super) fn with_contexts(kubeconfig: &str, spec: &ClusterSpec) -> Result<String> {
+    let BaremetalSettings {
+        endpoint,
+        virtual_address,
+        ..
+    } = &spec.baremetal;
+    let hosts: Vec<_> = spec
+        .machines
+        .iter()
+        .filter(|m| m.role == Role::ControlPlane)
+        .filter_map(|m| Some((&m.name, m.reached?)))
+        .collect();
+    if endpoint.is_some() || virtual_address.is_some() || hosts.len() < 2 {
+        return Ok(kubeconfig.to_owned());
+    }
+    let mut config: Value = serde_saphyr::from_str(kubeconfig).context("the kubeconfig is damaged")?;
+    let (cluster, context) = (config["clusters"][0].clone(), config["contexts"][0].clone());
+    for (name, address) in hosts {
+        let name = format!("{}-{name}", spec.name);
+        let (mut cluster, mut context) = (cluster.clone(), context.clone());
+        cluster["name"] = name.clone().into();
+        cluster["cluster"]["server"] = format!("https://{address}:{}", ports::API).into();
+        context["name"] = name.clone().into();
+        context["context"]["cluster"] = name.into();
+        for (list, entry) in [("clusters", cluster), ("contexts", context)] {
+            if let Some(list) = config[list].as_array_mut() {
+                list.push(entry);
+            }
+        }
+    }
+    Ok(serde_saphyr::to_string(&config)?)
 }

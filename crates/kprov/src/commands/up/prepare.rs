@@ -238,6 +238,7 @@ pub(crate) fn wanted(spec: &ClusterSpec) -> Wanted {
                 size,
                 image,
                 address: _,
+                reached: _,
                 labels: _,
             } = planned;
             MachineSpec {
@@ -312,12 +313,8 @@ pub(super) fn ensure_kubeconfig(
         return Ok(());
     }
     let admin = pki::admin(&secrets.cluster, now)?;
-    home.keep_kubeconfig(&kubeconfig(
-        &spec.name,
-        &secrets.cluster.ca,
-        &admin,
-        &network.endpoint.url(),
-    ))
+    let text = kubeconfig(&spec.name, &secrets.cluster.ca, &admin, &network.endpoint.url());
+    home.keep_kubeconfig(&baremetal::with_contexts(&text, spec)?)
 }
 
 /// A kubeconfig whose cluster, user and context have the cluster's name.
