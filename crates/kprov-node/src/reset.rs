@@ -21,7 +21,7 @@ use crate::podnet::TUNNEL_NAME;
 use crate::supervise::{self, Places};
 use crate::{kubelet, paths};
 
-/// Paths that were there before kprov came, one a line.
+/// Paths that were there before kprov came, one a line; a directory that was empty ends in a slash.
 pub const BEFORE: &str = "/etc/kprov/before/paths";
 /// How long processes may take to end once they were killed.
 const END_LIMIT: Duration = Duration::from_secs(15);
@@ -38,6 +38,8 @@ const DIRECTORIES: &[&str] = &[
     "/var/lib/containerd",
     "/run/containerd",
     "/etc/containerd",
+    "/etc/containerd/certs.d",
+    "/etc/cni/net.d",
     "/etc/cni",
     "/var/lib/cni",
     "/var/log/pods",
@@ -49,7 +51,6 @@ const DIRECTORIES: &[&str] = &[
 /// What is kprov's own below directories that may be others' too.
 const OWN: &[&str] = &[
     paths::CONTAINERD_CONFIG,
-    paths::CONTAINERD_CERTS,
     "/etc/cni/net.d/10-kprov.conflist",
     "/run/cni/kprov",
     paths::RUN,
@@ -64,12 +65,17 @@ pub struct Removal {
     pub mounts: Vec<String>,
     /// Files and directories.
     pub paths: Vec<Utf8PathBuf>,
+    /// Directories that were here, and empty.
+    pub emptied: Vec<Utf8PathBuf>,
     /// Directories that go if nothing is left in them.
     pub if_empty: Vec<Utf8PathBuf>,
 }
 
-/// What is to be removed, given the mount points there are and the paths that were there before. Pure.
-pub fn plan(mount_points: &[String], before: &BTreeSet<Utf8PathBuf>) -> Removal {
+/// What is to be removed, given the mount points there are and the text of [`BEFORE`]. Pure.
+pub fn plan(mount_points: &[String], before: &str) -> Removal {
+    let (empty, before): (BTreeSet<&str>, BTreeSet<&str>) = before.lines().partition(|path| path.ends_with('/'));
+    let was_empty = |path: &str| empty.contains(format!("{path}/").as_str());
+    let was_there = |path: &str| before.contains(path);
     let below = [
         kubernetes::KUBELET,
         "/var/lib/containerd",
@@ -77,7 +83,7 @@ pub fn plan(mount_points: &[String], before: &BTreeSet<Utf8PathBuf>) -> Removal 
         "/run/netns",
         "/var/run/netns",
     ];
-    let own_namespaces = !before.contains(Utf8Path::new("/run/netns"));
+    let own_namespaces = !was_there("/run/netns");
     let ours = |point: &&String| {
         let path = Utf8Path::new(point.as_str());
         // What is mounted at these places themselves is the host's own.
@@ -89,18 +95,20 @@ pub fn plan(mount_points: &[String], before: &BTreeSet<Utf8PathBuf>) -> Removal 
     let mut removed: Vec<Utf8PathBuf> = OWN
         .iter()
         // The configuration that was there before is put back by who kept it.
-        .filter(|path| !before.contains(Utf8Path::new(path)) || **path == paths::CONTAINERD_CONFIG)
+        .filter(|path| !was_there(path) || **path == paths::CONTAINERD_CONFIG)
         .map(Utf8PathBuf::from)
         .collect();
-    let whole = DIRECTORIES.iter().filter(|path| !before.contains(Utf8Path::new(path)));
+    let whole = DIRECTORIES.iter().filter(|path| !was_there(path) && !was_empty(path));
     removed.extend(whole.map(Utf8PathBuf::from));
+    let emptied = DIRECTORIES.iter().filter(|path| was_empty(path)).map(Utf8PathBuf::from).collect();
     let mut if_empty: Vec<Utf8PathBuf> = vec![paths::STATE.into(), "/run/cni".into(), "/etc/kprov".into()];
-    if own_namespaces {
+    if own_namespaces && !was_empty("/run/netns") {
         if_empty.push("/run/netns".into());
     }
     Removal {
         mounts,
         paths: removed,
+        emptied,
         if_empty,
     }
 }
@@ -169,10 +177,10 @@ pub fn reset() -> anyhow::Result<Vec<String>> {
 
     let points = mount_points()?;
     let before = fs::read_to_string(BEFORE).unwrap_or_default();
-    let before = before.lines().map(Utf8PathBuf::from).collect();
     let Removal {
         mounts,
         paths,
+        emptied,
         if_empty,
     } = plan(&points, &before);
     for point in mounts {
@@ -186,6 +194,11 @@ pub fn reset() -> anyhow::Result<Vec<String>> {
     remove_namespaces(&mut left);
     for path in paths {
         remove(&path, &mut left);
+    }
+    for directory in emptied {
+        for entry in directory.read_dir_utf8().into_iter().flatten().flatten() {
+            remove(entry.path(), &mut left);
+        }
     }
     remove_state(&mut left);
     for path in if_empty {
@@ -402,7 +415,7 @@ COMMIT
             "/var/lib/kprov/data",
         ]
         .map(str::to_owned);
-        let nothing = plan(&points, &BTreeSet::new());
+        let nothing = plan(&points, "");
         assert_eq!(
             nothing.mounts,
             [
@@ -414,10 +427,11 @@ COMMIT
             ]
         );
         assert!(nothing.paths.iter().any(|p| p == "/etc/containerd"));
-        let before = ["/etc/containerd", "/run/netns", "/var/lib/cni"].map(Utf8PathBuf::from).into();
-        let some = plan(&points, &before);
+        let before = ["/etc/containerd", "/run/netns"];
+        let some = plan(&points, &format!("{}\n/var/lib/cni/\n", before.join("\n")));
         assert!(!some.mounts.iter().any(|m| m == "/run/netns"));
-        assert!(!some.paths.iter().any(|p| before.contains(p)));
+        assert!(!some.paths.iter().any(|p| before.contains(&p.as_str()) || p == "/var/lib/cni"));
+        assert_eq!(some.emptied, ["/var/lib/cni"], "it stays, as empty as it was");
         assert!(some.paths.iter().any(|p| p == paths::CONTAINERD_CONFIG), "what is kprov's own in it goes");
     }
 }

@@ -240,6 +240,8 @@ pub struct PlannedMachine {
     pub image: Option<String>,
     /// Its address inside the cluster, where that is laid down and not the machine's to tell.
     pub address: Option<Ipv4Addr>,
+    /// The address it's reached by from outside, where that is known beforehand.
+    pub reached: Option<Ipv4Addr>,
     /// Labels of its Node.
     pub labels: BTreeMap<String, String>,
 }
@@ -334,6 +336,7 @@ impl ClusterFile {
                     size: size.clone(),
                     image: image.clone(),
                     address: None,
+                    reached: None,
                     labels: BTreeMap::new(),
                 })
                 .collect::<Vec<_>>()

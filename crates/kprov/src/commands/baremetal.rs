@@ -9,6 +9,7 @@ use kprov_provider_baremetal::inventory::{Disk, Host, Inventory, InventoryError,
 use kprov_provider_baremetal::{BaremetalConfig, BaremetalProvider};
 use kprov_types::cluster::{ClusterSpec, PlannedMachine};
 use kprov_types::infrastructure::BaremetalSettings;
+use kprov_types::machine::Observed;
 use kprov_types::{ClusterName, MachineName, Role, ports};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

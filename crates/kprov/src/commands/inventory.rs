@@ -238,3 +238,25 @@ fn confirmed(cluster: &ClusterName, host: &MachineName) -> Result<bool> {
     std::io::stdin().lock().read_line(&mut answer).context("can't read your answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `docs/inventory.schema.json` is what `kprov inventory schema` prints. Write it anew with
+    /// `cargo run -p kprov -- inventory schema > docs/inventory.schema.json`.
+    #[test]
+    fn the_published_schema_is_current() {
+        let path = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/inventory.schema.json");
+        let published = std::fs::read_to_string(path).unwrap();
+        let schema = schemars::schema_for!(InventoryFile);
+        assert_eq!(published, serde_json::to_string_pretty(&schema).unwrap() + "\n");
+    }
+
+    #[test]
+    fn what_is_gone_needs_no_removing() {
+        let status = |code| kube::core::Status { code, ..Default::default() };
+        assert!(absent_is_fine(Err(kube::Error::Api(Box::new(status(404))))).is_ok());
+        assert!(absent_is_fine(Err(kube::Error::Api(Box::new(status(403))))).is_err());
+    }
+}

@@ -219,6 +219,16 @@ ansible_ssh_private_key_file=~/.ssh/id_rsa
     assert!(error.message.contains("is not `name=value`"), "{error}");
 }
 
+#[test]
+fn examples_are_valid() {
+    let examples = Utf8Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/inventory");
+    let read = |name: &str| load(&super::Disk, &examples.join(name)).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(read("hosts.yaml").hosts.len(), 5);
+    let kubespray = read("kubespray.ini");
+    assert_eq!(kubespray.hosts.len(), 4);
+    assert_eq!(host(&kubespray, "node4").ssh.as_ref().unwrap().user.as_deref(), Some("ubuntu"));
+}
+
 fn golden(path: &str, text: &str, expected: &str) {
     let error = parse(path, text).unwrap_err();
     assert_eq!(error.to_string(), expected);

@@ -184,7 +184,8 @@ remember() {
     mkdir -p $etc/before.new
     for path in /etc/containerd /etc/containerd/config.toml /etc/containerd/certs.d /etc/cni /etc/cni/net.d /etc/kubernetes /var/lib/etcd /var/lib/kubelet \
         /var/lib/containerd /var/lib/cni /usr/libexec/kubernetes /var/log/pods /var/log/containers /var/log/kubernetes /run/containerd /run/netns /opt/cni; do
-        [ -e "$path" ] && echo "$path"
+        # A directory that is empty ends in a slash.
+        if [ -d "$path" ] && [ -z "$(ls -A "$path")" ]; then echo "$path/"; elif [ -e "$path" ]; then echo "$path"; fi
     done >$etc/before.new/paths
     for setting in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops net/ipv4/ip_forward \
         net/bridge/bridge-nf-call-iptables fs/inotify/max_user_instances; do
