@@ -1,13 +1,17 @@
 //! One module for each command.
 
 mod access;
+pub(crate) mod baremetal;
+mod boot;
 mod control;
 mod down;
 mod etcd;
+mod inventory;
 mod kubeconfig;
 mod list;
 mod objects;
 mod plan;
+mod power;
 mod providers;
 mod release;
 mod status;
@@ -23,7 +27,7 @@ use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
 use kprov_types::cluster;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, InventoryCommand};
 use crate::failure::UserError;
 use crate::home::Home;
 use crate::print;
@@ -42,6 +46,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     let Cli { command, global } = cli;
     match &command {
         Command::Schema => return schema(),
+        Command::Inventory(InventoryCommand::Schema) => return inventory::schema(),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "kprov", &mut std::io::stdout());
             return Ok(());
@@ -73,7 +78,9 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             Command::Etcd(command) => etcd::run(&context, command).await,
             Command::List(args) => list::run(&context, args.output).await,
             Command::Kubeconfig(args) => kubeconfig::run(&context, &args),
+            Command::Boot(command) => Box::pin(boot::run(&context, command)).await,
             Command::Release(command) => release::run(&context, command).await,
+            Command::Inventory(command) => inventory::run(&context, command).await,
             Command::Schema | Command::Completions { .. } | Command::Man { .. } | Command::MachineRoom => Ok(()),
         }
     });
