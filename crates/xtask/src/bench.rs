@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::payload::{self, Programs};
+use crate::python;
 use crate::run::run as execute;
 
 /// What to measure.
@@ -13,6 +14,9 @@ pub(crate) enum What {
     Up,
     /// The front beside a direct connection: latency and throughput.
     Front,
+    /// Calls and wall time of the AWS provider for 1 to 1,000 machines, beside Ansible's amazon.aws doing the same work on the
+    /// same moto server (up to 100 machines).
+    Aws,
 }
 
 pub(crate) fn run(what: What) -> Result<()> {
@@ -30,6 +34,29 @@ pub(crate) fn run(what: What) -> Result<()> {
                     "front-bench",
                 ]),
         ),
+        What::Aws => {
+            let moto = python::venv(python::MOTO)?.join("bin/moto_server");
+            let ansible = python::venv(python::ANSIBLE)?.join("bin/ansible-playbook");
+            let playbook = crate::cache::workspace().join("providers/aws/examples/ansible.yaml");
+            execute(
+                crate::run::cargo()
+                    .env("CARGO_TARGET_DIR", crate::cache::target()?)
+                    .env("ANSIBLE_PLAYBOOK", ansible)
+                    .env("PLAYBOOK", playbook)
+                    .env("ANSIBLE_MOST", "100")
+                    .args([
+                        "run",
+                        "--locked",
+                        "-p",
+                        "kprov-provider-aws",
+                        "--example",
+                        "bench",
+                        "--",
+                    ])
+                    .arg(moto)
+                    .args(["1", "10", "100", "1000"]),
+            )
+        }
         What::Up => {
             payload::host_packages()?;
             let programs = Programs::build(true)?;
