@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use camino::Utf8Path;
 
 use crate::payload::{self, Payload, Programs};
 use crate::run::{cargo, output, run};
@@ -40,34 +41,44 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     deps::run()?;
 
-    // One build serves lints and tests: clippy-driver compiles the workspace's own crates as rustc would, and dependencies
-    // are built once.
-    let lint = |command: &mut Command| {
-        command
-            .env("CARGO_TARGET_DIR", &target)
-            .env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver")
-            .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
-    };
-    let mut build = cargo();
-    lint(build.args(["build", "--locked", "--workspace", "--all-targets"]));
-    run(&mut build)?;
-    let programs = Programs::built(&target, false)?;
-
+    let programs = build(&target)?;
     let variables = variables(&programs)?;
 
     nextest_present()?;
     let mut nextest = cargo();
-    lint(nextest.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]));
+    lint(
+        &target,
+        nextest.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]),
+    );
     nextest
         .envs(variables)
         .env("KPROV_TEST_FULL", if full { "1" } else { "0" });
     run(&mut nextest)
 }
 
+/// One build serves lints and tests: clippy-driver compiles the workspace's own crates as rustc would, and dependencies are built
+/// once.
+fn build(target: &Utf8Path) -> Result<Programs> {
+    let mut build = cargo();
+    lint(
+        target,
+        build.args(["build", "--locked", "--workspace", "--all-targets"]),
+    );
+    run(&mut build)?;
+    Programs::built(target, false)
+}
+
+fn lint(target: &Utf8Path, command: &mut Command) {
+    command
+        .env("CARGO_TARGET_DIR", target)
+        .env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver")
+        .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
+}
+
 /// Makes what end-to-end tests need, and prints the variables that name it, for a shell.
 pub(crate) fn print_variables() -> Result<()> {
     payload::host_packages()?;
-    for (name, value) in variables(&Programs::build(false)?)? {
+    for (name, value) in variables(&build(&cache::target()?)?)? {
         println!("export {name}='{value}'");
     }
     Ok(())
