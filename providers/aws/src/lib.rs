@@ -121,7 +121,8 @@ impl AwsProvider {
         credentials: Option<SharedCredentialsProvider>,
     ) -> Result<Self, ProviderError> {
         let settings = config.validate()?;
-        let client = Client::open(&settings, credentials).await?;
+        // Boxed: finding credentials is a large future.
+        let client = Box::pin(Client::open(&settings, credentials)).await?;
         Ok(Self {
             shared: Arc::new(Shared {
                 client,
