@@ -15,20 +15,27 @@ pub struct Cluster {
     pub name: String,
     home: tempfile::TempDir,
     bin: Utf8PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl Cluster {
     /// Nothing is made yet.
     pub fn new(name: &str) -> Result<Self> {
-        let bin = std::env::var("KPROV_BIN").context("KPROV_BIN is not set: run the tests by `cargo xtask test`")?;
-        let cluster = Self {
-            name: name.to_owned(),
-            home: tempfile::tempdir()?,
-            bin: bin.into(),
-        };
+        let cluster = Self::with_environment(name, Vec::new())?;
         // What a test that was killed left behind would only confuse this one.
         let _ = cluster.kprov(&["down", "--name", name, "--yes"]).output();
         Ok(cluster)
+    }
+
+    /// Nothing is made yet; what an earlier test left, on whichever provider, is not removed. `kprov` gets these variables.
+    pub fn with_environment(name: &str, environment: Vec<(String, String)>) -> Result<Self> {
+        let bin = std::env::var("KPROV_BIN").context("KPROV_BIN is not set: run the tests by `cargo xtask test`")?;
+        Ok(Self {
+            name: name.to_owned(),
+            home: tempfile::tempdir()?,
+            bin: bin.into(),
+            environment,
+        })
     }
 
     /// kprov's home for this cluster.
@@ -43,6 +50,7 @@ impl Cluster {
             .args(args)
             .env("KPROV_HOME", self.home.path())
             .env_remove("KPROV_RELEASE")
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null());
         command
     }

@@ -1,16 +1,19 @@
 //! The end-to-end tests' harness: real `kprov`, real machines, real Kubernetes.
 //!
 //! `cargo xtask test` sets `KPROV_BIN` (directory of kprov's programs), `KPROV_TEST_PAYLOADS` (`dir=key` pairs, `:` between)
-//! and `KPROV_TEST_BINARIES` (a directory with `kubectl`). Without them the tests say so and fail in CI.
+//! `KPROV_TEST_BINARIES` (a directory with `kubectl`), and
+//! `KPROV_TEST_CLOUD_INIT` (a directory with cloud-init, unpacked). Without them the tests say so and fail in CI.
 
 #![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
 mod checks;
+pub mod cloud;
 mod cluster;
 mod host;
 mod payload;
 mod prober;
 mod watcher;
+mod workloads;
 
 pub use checks::{condition, items, self_hosted};
 pub use cluster::{Cluster, Kubectl};
@@ -18,6 +21,7 @@ pub use host::Traces;
 pub use payload::{Broken, Payload, broken, payloads, upgrades};
 pub use prober::{Prober, Probes};
 pub use watcher::{Watched, Watcher};
+pub use workloads::pods_work;
 
 use std::time::{Duration, Instant};
 

@@ -4,8 +4,8 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::payload::{self, Programs};
-use crate::python;
 use crate::run::run as execute;
+use crate::{debian, python};
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -17,7 +17,12 @@ pub(crate) enum What {
     /// Calls and wall time of the AWS provider for 1 to 1,000 machines, beside Ansible's amazon.aws doing the same work on the
     /// same moto server (up to 100 machines).
     Aws,
+    /// A hundred hosts set up by SSH, beside Ansible doing the same.
+    Baremetal,
 }
+
+/// What sets hosts up for comparison.
+const ANSIBLE: &[&str] = &["ansible-core==2.16.14"];
 
 pub(crate) fn run(what: What) -> Result<()> {
     match what {
@@ -35,8 +40,8 @@ pub(crate) fn run(what: What) -> Result<()> {
                 ]),
         ),
         What::Aws => {
-            let moto = python::venv(python::MOTO)?.join("bin/moto_server");
-            let ansible = python::venv(python::ANSIBLE)?.join("bin/ansible-playbook");
+            let moto = python::venv(python::MOTO.0, python::MOTO.1)?.join("bin/moto_server");
+            let ansible = python::venv(python::ANSIBLE.0, python::ANSIBLE.1)?.join("bin/ansible-playbook");
             let playbook = crate::cache::workspace().join("providers/aws/examples/ansible.yaml");
             execute(
                 crate::run::cargo()
@@ -55,6 +60,18 @@ pub(crate) fn run(what: What) -> Result<()> {
                     ])
                     .arg(moto)
                     .args(["1", "10", "100", "1000"]),
+            )
+        }
+        What::Baremetal => {
+            debian::install(&["openssh-client", "openssh-server"])?;
+            let programs = Programs::build(true)?;
+            let ansible = python::venv("ansible", ANSIBLE)?.join("bin/ansible-playbook");
+            execute(
+                crate::run::cargo()
+                    .env("CARGO_TARGET_DIR", crate::cache::target()?)
+                    .args(["run", "--locked", "--release", "-p", "kprov-provider-baremetal"])
+                    .args(["--example", "setup-bench", "--"])
+                    .args([programs.dir.join("kprov"), programs.dir.join("kprov-node"), ansible]),
             )
         }
         What::Up => {

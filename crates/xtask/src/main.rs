@@ -8,8 +8,10 @@
     reason = "a developer's tool that talks on the terminal"
 )]
 
+mod azure;
 mod bench;
 mod cache;
+mod cloud_init;
 mod debian;
 mod demo;
 mod deps;

@@ -116,6 +116,7 @@ pub(crate) async fn create(
         zone,
         attachment: None,
         used: false,
+        address: None,
     })
 }
 

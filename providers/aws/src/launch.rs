@@ -292,6 +292,7 @@ impl Call<'_> {
         let subnets = seen.net.machine_subnets();
         let subnet = subnets.get(*zone).ok_or_else(missing)?;
         let group = seen.net.groups.get(&Part::Machines).ok_or_else(missing)?;
+        let address = volume.and_then(|v| v.address).filter(|a| subnet.cidr.contains(a));
         let facts = Facts {
             volume: volume.map(|v| v.id.clone()),
             hosts: hosts(shared, seen, spec.role),
@@ -315,6 +316,7 @@ impl Call<'_> {
                 ec2::InstanceNetworkInterfaceSpecification::builder()
                     .device_index(0)
                     .subnet_id(&subnet.id)
+                    .set_private_ip_address(address.map(|a| a.to_string()))
                     .groups(&group.id)
                     .associate_public_ip_address(!settings.private)
                     .delete_on_termination(true)

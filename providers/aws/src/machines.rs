@@ -1,7 +1,7 @@
 //! Machines as instances: made many at a time, found again by tag, given their volumes and made targets of the load balancer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _};
@@ -219,15 +219,15 @@ async fn finish(shared: &Shared, seen: &Seen) -> Result<(), ProviderError> {
         };
         let ready = matches!(instance.state, InstanceState::Running | InstanceState::Stopped);
         if ready && volume.attachment.is_none() {
-            attachments.push((volume.id.clone(), instance.id.clone(), volume.used));
+            let fresh = instance.address.filter(|_| !volume.used);
+            attachments.push((volume.id.clone(), instance.id.clone(), fresh));
         }
     }
-    let fresh = attachments.iter().filter(|(.., used)| !used);
-    let fresh: Vec<String> = fresh.map(|(volume, ..)| volume.clone()).collect();
-    if !fresh.is_empty() {
-        shared.client.tag(&fresh, translate::USED, "true").await?;
-    }
-    let attach = |(volume, instance, _): (String, String, bool)| async move {
+    let attach = |(volume, instance, fresh): (String, String, Option<Ipv4Addr>)| async move {
+        if let Some(address) = fresh {
+            let volume = std::slice::from_ref(&volume);
+            shared.client.tag(volume, translate::USED, &address.to_string()).await?;
+        }
         shared.client.attach_volume(&volume, &instance).await
     };
     let attached: Vec<_> = stream::iter(attachments)
@@ -356,6 +356,7 @@ mod tests {
                 settled,
             }),
             used: true,
+            address: None,
         };
         let targets: BTreeSet<IpAddr> = [IpAddr::from([10, 32, 0, 4])].into();
         let with = |attachment| lacks(&machine, Some(&volume(attachment)), Some(&targets));

@@ -175,6 +175,8 @@ pub(crate) struct Volume {
     pub(crate) attachment: Option<Attachment>,
     /// Whether it was attached to a machine at any time.
     pub(crate) used: bool,
+    /// The address of the machine it was attached to first.
+    pub(crate) address: Option<Ipv4Addr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

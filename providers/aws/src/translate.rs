@@ -27,7 +27,8 @@ pub(crate) const PART: &str = "kprov.io/part";
 pub(crate) const RANGE: &str = "kprov.io/range";
 /// How often things of the cluster were removed.
 pub(crate) const GENERATION: &str = "kprov.io/generation";
-/// On a data volume that was attached at some time.
+/// On a data volume that was attached at some time: the address of the machine that had it. Another machine in that one's place
+/// gets the same, as an etcd member's peers and certificates know it by its address.
 pub(crate) const USED: &str = "kprov.io/used";
 /// What the console shows.
 pub(crate) const NAME: &str = "Name";
@@ -247,6 +248,7 @@ pub(crate) fn volume(volume: &ec2::Volume) -> Option<Volume> {
         size: volume.size().and_then(|s| u32::try_from(s).ok()),
         zone: owned(volume.availability_zone())?,
         used: attachment.is_some() || tag(volume.tags(), USED).is_some(),
+        address: tag(volume.tags(), USED).and_then(|a| a.parse().ok()),
         attachment,
     })
 }

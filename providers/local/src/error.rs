@@ -129,8 +129,8 @@ pub enum LocalError {
         /// The cluster.
         cluster: ClusterName,
     },
-    /// The range has no address left.
-    #[error("the range `{range}` has no address left for machine `{machine}`")]
+    /// The range has no such address left.
+    #[error("the range `{range}` has no address left for machine `{machine}`, or the one asked for is taken")]
     NoAddress {
         /// The machines' range.
         range: Ipv4Net,
@@ -184,6 +184,18 @@ pub enum LocalError {
         message: String,
         /// The system's error number, where there is one.
         errno: Option<i32>,
+    },
+    /// A device can't be shown inside a machine.
+    #[error(
+        "`{device}` cannot be attached to machine `{machine}` as `{inside}`: it is no block device, the machine does not run, or that path is not below `/dev`"
+    )]
+    NotAttached {
+        /// The machine.
+        machine: MachineName,
+        /// The device of this host.
+        device: String,
+        /// The path inside.
+        inside: String,
     },
     /// The balancer did not start.
     #[error("the balancer of cluster `{cluster}` did not start: {message}")]

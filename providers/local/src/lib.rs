@@ -15,6 +15,7 @@ mod balancer;
 mod cgroup;
 mod config;
 mod error;
+mod harness;
 mod init;
 mod leftovers;
 mod link;
@@ -205,7 +206,7 @@ impl Provider for LocalProvider {
         cluster: &ClusterName,
         want: &[MachineSpec],
     ) -> Result<Vec<Machine>, ProviderError> {
-        let want = want.to_vec();
+        let want: Vec<_> = want.iter().map(|spec| (spec.clone(), None)).collect();
         self.change(cluster, move |config, dir, lock| {
             machines::ensure(config, dir, &want, lock)
         })

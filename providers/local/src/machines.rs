@@ -51,11 +51,12 @@ fn is_running(dir: &ClusterDir, machine: &MachineName) -> Result<bool, LocalErro
     Ok(state::read_json::<ProcessId>(&dir.machine(machine).init())?.is_some_and(|id| id.is_alive()))
 }
 
-/// Ensures machines, and starts those that don't run. The cluster's lock must be held.
+/// Ensures machines, and starts those that don't run. A new one gets the address that is given, else a free one. The
+/// cluster's lock must be held.
 pub(crate) fn ensure(
     config: &LocalConfig,
     dir: &ClusterDir,
-    want: &[MachineSpec],
+    want: &[(MachineSpec, Option<Ipv4Addr>)],
     lock: &Lock,
 ) -> Result<Vec<Machine>, LocalError> {
     let network = dir.network()?.ok_or_else(|| LocalError::NoNetwork {
@@ -63,7 +64,7 @@ pub(crate) fn ensure(
     })?;
     let mut records = dir.machine_records()?;
     let mut wanted = Vec::new();
-    for spec in want {
+    for (spec, address) in want {
         check(dir, spec)?;
         let record = match records.iter().find(|r| r.name == spec.name) {
             Some(record) if record.role != spec.role => {
@@ -75,7 +76,7 @@ pub(crate) fn ensure(
             }
             Some(record) => record.clone(),
             None => {
-                let record = make(dir, spec, network.range, &records, lock)?;
+                let record = make(dir, spec, *address, network.range, &records, lock)?;
                 records.push(record.clone());
                 record
             }
@@ -136,12 +137,17 @@ fn check(dir: &ClusterDir, spec: &MachineSpec) -> Result<(), LocalError> {
 fn make(
     dir: &ClusterDir,
     spec: &MachineSpec,
+    address: Option<Ipv4Addr>,
     range: Ipv4Net,
     others: &[MachineRecord],
     lock: &Lock,
 ) -> Result<MachineRecord, LocalError> {
     let taken: Vec<Ipv4Addr> = others.iter().map(|r| r.address).collect();
-    let address = naming::free_address(range, &taken).ok_or_else(|| LocalError::NoAddress {
+    let address = match address {
+        Some(address) => Some(address).filter(|a| naming::is_for_machines(range, *a) && !taken.contains(a)),
+        None => naming::free_address(range, &taken),
+    };
+    let address = address.ok_or_else(|| LocalError::NoAddress {
         range,
         machine: spec.name.clone(),
     })?;
@@ -250,6 +256,26 @@ pub(crate) fn remove(dir: &ClusterDir, machines: &[MachineName], lock: &Lock) ->
         balancer::write_backends(dir, network.api_port, &dir.machine_records()?)?;
     }
     Ok(())
+}
+
+/// Cuts a machine's power; what it wrote stays. Done already is success.
+pub(crate) fn stop(dir: &ClusterDir, name: &MachineName) -> Result<(), LocalError> {
+    let machine = dir.machine(name);
+    if let Some(id) = state::read_json::<ProcessId>(&machine.init())?
+        && !id.kill(END_PATIENCE)
+    {
+        return Err(LocalError::StillRunning {
+            what: format!("machine `{name}`"),
+            pids: id.pid.to_string(),
+        });
+    }
+    Group::member(&dir.cluster, name.as_str())?.kill()
+}
+
+/// The first process of a machine that runs, as the host knows it.
+pub(crate) fn init_of(dir: &ClusterDir, name: &MachineName) -> Result<Option<i32>, LocalError> {
+    let id = state::read_json::<ProcessId>(&dir.machine(name).init())?;
+    Ok(id.filter(ProcessId::is_alive).map(|id| id.pid))
 }
 
 /// Removes all there is of a machine that has no init any more.

@@ -83,6 +83,11 @@ pub(crate) fn free_address(range: Ipv4Net, taken: &[Ipv4Addr]) -> Option<Ipv4Add
     (2..last).map(|n| nth(range, n)).find(|a| !taken.contains(a))
 }
 
+/// Whether a machine may have this address: one of the range, but not the host's own, nor those that none can have.
+pub(crate) fn is_for_machines(range: Ipv4Net, address: Ipv4Addr) -> bool {
+    range.contains(&address) && address != range.network() && address != gateway(range) && address != range.broadcast()
+}
+
 fn nth(range: Ipv4Net, n: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(range.network()) + n)
 }

@@ -7,6 +7,7 @@
 mod faults;
 mod proxy;
 mod rules;
+mod table;
 mod xml;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use crate::record::Record;
 
 pub use faults::{Effect, Fault, Faults};
 pub use proxy::DnsNames;
+pub use table::{Instance, LoadBalancer, Table, TargetGroup, Volume};
 
 /// Who Debian's images belong to.
 pub const DEBIAN: &str = "136693071363";
@@ -44,6 +46,7 @@ pub struct Moto {
     record: Record,
     faults: Faults,
     names: DnsNames,
+    addresses: proxy::PublicIsPrivate,
     _server: Child,
     _images: tempfile::TempDir,
     _stop: DropGuard,
@@ -88,8 +91,9 @@ impl Moto {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let (record, faults, names) = (Record::default(), Faults::default(), DnsNames::default());
+        let addresses = proxy::PublicIsPrivate::default();
         let stop = CancellationToken::new();
-        let proxy = proxy::Proxy::new(port, record.clone(), faults.clone(), names.clone());
+        let proxy = proxy::Proxy::new(port, record.clone(), faults.clone(), names.clone(), addresses.clone());
         tokio::spawn(proxy.serve(listener, stop.clone()));
         Ok(Self {
             endpoint,
@@ -97,6 +101,7 @@ impl Moto {
             record,
             faults,
             names,
+            addresses,
             _server: server,
             _images: images,
             _stop: stop.drop_guard(),
@@ -113,6 +118,11 @@ impl Moto {
         &self.direct
     }
 
+    /// A look at what moto has in a region; not counted.
+    pub fn table(&self, region: &str) -> Table {
+        Table::new(&self.direct, region)
+    }
+
     /// The calls that came through the proxy.
     pub fn record(&self) -> &Record {
         &self.record
@@ -121,6 +131,11 @@ impl Moto {
     /// What is to go wrong.
     pub fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    /// From now on the public address of each instance reads as its private one: what a machine room without translation needs.
+    pub fn public_is_private(&self) {
+        self.addresses.set();
     }
 
     /// Load balancers' DNS names, which a test can have changed in answers.

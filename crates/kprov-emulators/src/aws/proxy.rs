@@ -1,6 +1,7 @@
 //! The proxy: one call in, one call to moto, and what has to be put right on the way.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
@@ -24,6 +25,28 @@ type Chooser = Box<dyn Fn(&str) -> Option<String> + Send>;
 /// Load balancers' DNS names as answers have them. Clones share their state.
 #[derive(Clone, Default)]
 pub struct DnsNames(Arc<Mutex<Option<Chooser>>>);
+
+/// Whether instances' public addresses read as their private ones. Clones share their state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PublicIsPrivate(Arc<AtomicBool>);
+
+impl PublicIsPrivate {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Rewrites the answer to a call about instances.
+    fn rewrite(&self, reply: &mut Element) {
+        reply.each(&mut |element| {
+            let Some(private) = element.child_text("privateIpAddress").map(ToOwned::to_owned) else {
+                return;
+            };
+            for child in element.children.iter_mut().filter(|c| c.name() == "ipAddress") {
+                child.text.clone_from(&private);
+            }
+        });
+    }
+}
 
 impl fmt::Debug for DnsNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,16 +155,18 @@ pub(super) struct Proxy {
     record: Record,
     pub(super) faults: Faults,
     names: DnsNames,
+    addresses: PublicIsPrivate,
     pub(super) tokens: tokio::sync::Mutex<Tokens>,
 }
 
 impl Proxy {
-    pub(super) fn new(port: u16, record: Record, faults: Faults, names: DnsNames) -> Self {
+    pub(super) fn new(port: u16, record: Record, faults: Faults, names: DnsNames, addresses: PublicIsPrivate) -> Self {
         Self {
             port,
             record,
             faults,
             names,
+            addresses,
             tokens: tokio::sync::Mutex::default(),
         }
     }
@@ -234,8 +259,10 @@ impl Proxy {
         let hiding = call.action.starts_with("Describe") && self.faults.any_hidden();
         let naming = call.action.ends_with("LoadBalancer") || call.action.ends_with("LoadBalancers");
         let pending = call.action == "DescribeInstances" && !stuck.is_empty();
+        let public = self.addresses.0.load(Ordering::Relaxed)
+            && matches!(call.action.as_str(), "RunInstances" | "DescribeInstances");
         if reply.status.is_success()
-            && (hiding || pending || (naming && self.names.any()))
+            && (public || hiding || pending || (naming && self.names.any()))
             && let Some(mut root) = Element::parse(&reply.body)
         {
             if hiding {
@@ -245,6 +272,9 @@ impl Proxy {
                 rules::keep_pending(&mut root, &stuck);
             }
             self.names.rewrite(&mut root);
+            if public {
+                self.addresses.rewrite(&mut root);
+            }
             reply.body = root.document();
         }
         Ok(reply)
@@ -338,7 +368,7 @@ fn parse_form(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-fn encode_form(form: &[(String, String)]) -> String {
+pub(super) fn encode_form(form: &[(String, String)]) -> String {
     let encode = |s: &str| -> String {
         s.bytes()
             .map(|b| match b {

@@ -3,10 +3,11 @@
 use anyhow::{Context as _, Result};
 use kprov_provider::Provider;
 use kprov_provider_aws::{AwsConfig, AwsProvider};
+use kprov_provider_azure::{AzureConfig, AzureProvider, Surroundings};
 use kprov_provider_local::{LocalConfig, LocalProvider};
 use kprov_types::cluster::{self, ClusterSpec};
 
-use super::Context;
+use super::{Context, baremetal};
 use crate::failure::UserError;
 use crate::home::Record;
 
@@ -21,12 +22,11 @@ pub(super) async fn open_for(context: &Context, spec: ClusterSpec) -> Result<(Bo
             })
             .await?,
         ),
-        cluster::Provider::Azure | cluster::Provider::Baremetal => {
-            return Err(UserError::new(format!(
-                "the provider `{}` is not in this build of kprov",
-                spec.provider
-            ))
-            .into());
+        cluster::Provider::Azure => azure(&spec)?,
+        cluster::Provider::Baremetal => {
+            let record = context.home.cluster(&spec.name).record()?;
+            let opened = baremetal::open(spec, record.as_ref(), &[])?;
+            return Ok((opened.provider, opened.spec));
         }
     };
     Ok((provider, spec))
@@ -35,9 +35,22 @@ pub(super) async fn open_for(context: &Context, spec: ClusterSpec) -> Result<(Bo
 /// The provider of a cluster that something is kept of; where nothing is, it can only be on this machine.
 pub(super) async fn open_known(context: &Context, record: Option<&Record>) -> Result<Box<dyn Provider>> {
     match record {
+        // As kept: the inventory's file may have moved.
+        Some(
+            record @ Record {
+                inventory: Some(kept), ..
+            },
+        ) => baremetal::open_kept(record, kept),
         Some(record) => Ok(open_for(context, record.file.validate()?).await?.0),
         None => local(context),
     }
+}
+
+/// Machines on Azure.
+fn azure(spec: &ClusterSpec) -> Result<Box<dyn Provider>> {
+    let mut config = AzureConfig::new(&spec.azure, &spec.zones, &Surroundings::of_process())?;
+    config.sizes = spec.machines.iter().filter_map(|m| m.size.clone()).collect();
+    Ok(Box::new(AzureProvider::open(config)?))
 }
 
 /// Machines on this host.

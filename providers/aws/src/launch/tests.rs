@@ -38,6 +38,7 @@ fn volume(machine: &str, zone: &str, used: bool) -> Volume {
         zone: zone.into(),
         attachment: None,
         used,
+        address: None,
     }
 }
 

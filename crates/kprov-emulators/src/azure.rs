@@ -1,1 +1,0 @@
-//! Azure Resource Manager, for the resource types that kprov uses.

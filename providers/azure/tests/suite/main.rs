@@ -1,0 +1,9 @@
+//! The provider against a Resource Manager on loopback that refuses what Azure refuses.
+
+mod cloud;
+mod conformance;
+mod crashes;
+mod credentials;
+mod errors;
+mod operations;
+mod scale;
