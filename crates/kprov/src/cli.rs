@@ -291,7 +291,7 @@ pub(crate) struct ClusterArgs {
     /// The machines' address range, such as `10.89.7.0/24`.
     #[arg(long, value_name = "CIDR")]
     pub network: Option<ipnet::Ipv4Net>,
-    /// AWS: the region, such as `eu-central-1`; as the profile or AWS_REGION says where left out.
+    /// AWS: the region, such as `eu-central-1`; as the profile or `AWS_REGION` says where left out.
     #[arg(long, value_name = "REGION")]
     pub region: Option<String>,
     /// AWS: the profile in the shared configuration files.

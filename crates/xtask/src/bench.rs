@@ -14,15 +14,15 @@ pub(crate) enum What {
     Up,
     /// The front beside a direct connection: latency and throughput.
     Front,
-    /// A hundred hosts set up by SSH, beside Ansible doing the same.
-    Baremetal,
     /// Calls and wall time of the AWS provider for 1 to 1,000 machines, beside Ansible's amazon.aws doing the same work on the
     /// same moto server (up to 100 machines).
     Aws,
+    /// A hundred hosts set up by SSH, beside Ansible doing the same.
+    Baremetal,
 }
 
 /// What sets hosts up for comparison.
-const ANSIBLE_CORE: &[&str] = &["ansible-core==2.16.14"];
+const ANSIBLE: &[&str] = &["ansible-core==2.16.14"];
 
 pub(crate) fn run(what: What) -> Result<()> {
     match what {
@@ -39,18 +39,6 @@ pub(crate) fn run(what: What) -> Result<()> {
                     "front-bench",
                 ]),
         ),
-        What::Baremetal => {
-            debian::install(&["openssh-client", "openssh-server"])?;
-            let programs = Programs::build(true)?;
-            let ansible = python::venv("ansible-core", ANSIBLE_CORE)?.join("bin/ansible-playbook");
-            execute(
-                crate::run::cargo()
-                    .env("CARGO_TARGET_DIR", crate::cache::target()?)
-                    .args(["run", "--locked", "--release", "-p", "kprov-provider-baremetal"])
-                    .args(["--example", "setup-bench", "--"])
-                    .args([programs.dir.join("kprov"), programs.dir.join("kprov-node"), ansible]),
-            )
-        }
         What::Aws => {
             let moto = python::venv(python::MOTO.0, python::MOTO.1)?.join("bin/moto_server");
             let ansible = python::venv(python::ANSIBLE.0, python::ANSIBLE.1)?.join("bin/ansible-playbook");
@@ -72,6 +60,18 @@ pub(crate) fn run(what: What) -> Result<()> {
                     ])
                     .arg(moto)
                     .args(["1", "10", "100", "1000"]),
+            )
+        }
+        What::Baremetal => {
+            debian::install(&["openssh-client", "openssh-server"])?;
+            let programs = Programs::build(true)?;
+            let ansible = python::venv("ansible", ANSIBLE)?.join("bin/ansible-playbook");
+            execute(
+                crate::run::cargo()
+                    .env("CARGO_TARGET_DIR", crate::cache::target()?)
+                    .args(["run", "--locked", "--release", "-p", "kprov-provider-baremetal"])
+                    .args(["--example", "setup-bench", "--"])
+                    .args([programs.dir.join("kprov"), programs.dir.join("kprov-node"), ansible]),
             )
         }
         What::Up => {

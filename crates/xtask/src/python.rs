@@ -11,7 +11,7 @@ use crate::{cache, debian};
 /// What emulates AWS.
 pub(crate) const MOTO: (&str, &[&str]) = ("moto", &["moto[server,ec2,elbv2]==5.2.5"]);
 /// What kprov is measured beside.
-pub(crate) const ANSIBLE: (&str, &[&str]) = ("ansible", &["ansible==12.3.0", "boto3==1.44.5"]);
+pub(crate) const ANSIBLE: (&str, &[&str]) = ("ansible-aws", &["ansible==12.3.0", "boto3==1.44.5"]);
 
 /// A virtual environment `name` with these packages (`name==version`), made where it isn't there or has others; returns its
 /// directory. Its Python is `bin/python` in there.

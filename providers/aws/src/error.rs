@@ -329,7 +329,7 @@ fn refused(action: &str, what: &str, code: &str, message: &str) -> ProviderError
         | "VolumeInUse"
         | "IncorrectState"
         | "IncorrectInstanceState"
-        | "InvalidParameterCombination.InUse" => ProviderError::wait(
+        | "InvalidIPAddress.InUse" => ProviderError::wait(
             format!("can't {what} yet: something else has to come to its end"),
             Duration::from_secs(3),
         ),
@@ -404,6 +404,8 @@ mod tests {
             ("InvalidGroup.NotFound", Advice::RetryAfter(second(1)), "not there"),
             ("InvalidGroup.Duplicate", Advice::RetryAfter(second(2)), "already"),
             ("DependencyViolation", Advice::Wait(second(3)), "yet"),
+            // The address of the machine before, which is still going.
+            ("InvalidIPAddress.InUse", Advice::Wait(second(3)), "yet"),
             ("InternalError", Advice::LookFirst, "can't tell"),
             ("SomethingNew", Advice::Never, "AWS refuses it"),
         ];

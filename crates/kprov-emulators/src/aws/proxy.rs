@@ -36,7 +36,7 @@ impl PublicIsPrivate {
     }
 
     /// Rewrites the answer to a call about instances.
-    fn rewrite(&self, reply: &mut Element) {
+    fn rewrite(reply: &mut Element) {
         reply.each(&mut |element| {
             let Some(private) = element.child_text("privateIpAddress").map(ToOwned::to_owned) else {
                 return;
@@ -273,7 +273,7 @@ impl Proxy {
             }
             self.names.rewrite(&mut root);
             if public {
-                self.addresses.rewrite(&mut root);
+                PublicIsPrivate::rewrite(&mut root);
             }
             reply.body = root.document();
         }
