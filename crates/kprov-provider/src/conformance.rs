@@ -9,7 +9,14 @@ use async_trait::async_trait;
 use kprov_types::machine::{DiskSpec, FirstBoot, Machine, MachineSpec, MachineState, NetworkSpec, Observed};
 use kprov_types::{ClusterName, MachineName, Role};
 
-use crate::{Provider, ProviderError};
+use crate::{Advice, Provider, ProviderError};
+
+mod faults;
+
+pub use faults::{
+    cut_listings_are_no_short_lists, late_listings_make_nothing_twice, lost_replies_make_nothing_twice,
+    pending_machines_are_waited_for, throttling_passes,
+};
 
 /// How often a provider is asked again for what takes its time; [`World::pause`] lies in between.
 const PATIENCE: usize = 600;
@@ -25,6 +32,28 @@ pub trait World: Send + Sync {
 
     /// Lets some time pass before the provider is asked again.
     async fn pause(&self);
+
+    /// Makes trouble for the calls to come, or ends it; `false` where this world can't make such trouble.
+    async fn trouble(&self, _trouble: &Trouble) -> bool {
+        false
+    }
+}
+
+/// What can go wrong between a provider and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing, from now on.
+    Over,
+    /// Every other change takes effect, and its reply is lost.
+    LostReplies,
+    /// Many calls are refused because there were too many.
+    Throttling,
+    /// Listings break off in the middle.
+    CutListings,
+    /// What was made is missing from the next listings.
+    LateListings,
+    /// A machine is made and never runs.
+    NeverRunning(MachineName),
 }
 
 /// What the suite works with.
@@ -74,7 +103,8 @@ pub async fn all(provider: &dyn Provider, world: &dyn World, setup: &Setup) -> O
     stopped_machines_are_started(provider, world, setup).await?;
     deleted_machines_are_put_back(provider, world, setup).await?;
     removing_twice_is_success(provider, world, setup).await?;
-    neighbours_are_left_alone(provider, world, setup).await
+    neighbours_are_left_alone(provider, world, setup).await?;
+    faults::all(provider, world, setup).await
 }
 
 /// Nothing is an empty listing, not an error; and removing it is success.
@@ -301,7 +331,7 @@ impl Trial<'_> {
     }
 
     async fn observe(&self, cluster: &ClusterName) -> Result<Observed, Violation> {
-        let mut observed = self.ok("observing", self.provider.observe(cluster).await)?;
+        let mut observed = self.settle("observing", || self.provider.observe(cluster)).await?;
         observed.machines.sort_by(|a, b| a.name.cmp(&b.name));
         observed.disks.sort_by(|a, b| a.machine.cmp(&b.machine));
         Ok(observed)
@@ -338,14 +368,25 @@ impl Trial<'_> {
             .collect()
     }
 
-    /// Ensures a small cluster, and waits until it runs.
-    async fn make(&self, cluster: &ClusterName, network: usize) -> Result<Observed, Violation> {
-        let (provider, machines) = (self.provider, self.machines(cluster)?);
-        self.ok(
-            "ensuring the network",
-            provider.ensure_network(cluster, &self.setup.networks[network]).await,
-        )?;
-        let disks: Vec<DiskSpec> = machines
+    /// Does something as whoever calls a provider does: again while its errors say that this may help, after a look.
+    async fn settle<T, F: Future<Output = Result<T, ProviderError>>>(
+        &self,
+        what: &str,
+        call: impl Fn() -> F,
+    ) -> Result<T, Violation> {
+        for _ in 0..PATIENCE {
+            match call().await {
+                Err(error) if error.advice != Advice::Never => self.world.pause().await,
+                result => return self.ok(what, result),
+            }
+        }
+        Err(self.violated(format!("{what} never came to an end")))
+    }
+
+    /// The specifications of the small cluster.
+    fn specs(&self, cluster: &ClusterName) -> Result<(Vec<DiskSpec>, Vec<MachineSpec>), Violation> {
+        let machines = self.machines(cluster)?;
+        let disks = machines
             .iter()
             .filter(|(_, role)| *role == Role::ControlPlane)
             .map(|(name, _)| DiskSpec {
@@ -353,34 +394,73 @@ impl Trial<'_> {
                 size_gib: 1,
             })
             .collect();
-        self.ok("ensuring disks", provider.ensure_disks(cluster, &disks).await)?;
-        let wanted: Vec<MachineSpec> = machines
-            .iter()
+        let wanted = machines
+            .into_iter()
             .map(|(name, role)| MachineSpec {
-                name: name.clone(),
-                role: *role,
+                name,
+                role,
                 zone: None,
                 size: None,
                 image: None,
                 first_boot: self.setup.first_boot.clone(),
-                data_disk: *role == Role::ControlPlane,
+                data_disk: role == Role::ControlPlane,
             })
             .collect();
-        let made = self.ok("ensuring machines", provider.ensure_machines(cluster, &wanted).await)?;
+        Ok((disks, wanted))
+    }
+
+    /// Ensures network, disks and machines of a small cluster, and returns the latter.
+    async fn ensure(&self, cluster: &ClusterName, network: usize) -> Result<Vec<Machine>, Violation> {
+        let provider = self.provider;
+        let (disks, wanted) = self.specs(cluster)?;
+        self.settle("ensuring the network", || {
+            provider.ensure_network(cluster, &self.setup.networks[network])
+        })
+        .await?;
+        self.settle("ensuring disks", || provider.ensure_disks(cluster, &disks))
+            .await?;
+        let made = self
+            .settle("ensuring machines", || provider.ensure_machines(cluster, &wanted))
+            .await?;
         self.check(made.len() == wanted.len(), || {
             format!("ensuring {} machines gave {made:?}", wanted.len())
         })?;
-        let runs = |o: &Observed| {
-            o.machines
+        Ok(made)
+    }
+
+    /// Ensures a small cluster, and waits until it runs. A machine that is seen as stopped is ensured again.
+    async fn make(&self, cluster: &ClusterName, network: usize) -> Result<Observed, Violation> {
+        self.ensure(cluster, network).await?;
+        let machines = self.machines(cluster)?;
+        let (disks, wanted) = self.specs(cluster)?;
+        for _ in 0..PATIENCE {
+            let observed = self.observe(cluster).await?;
+            let same = observed
+                .machines
                 .iter()
                 .map(|m| (&m.name, m.role))
                 .eq(machines.iter().map(|(name, role)| (name, *role)))
-                && o.machines
+                && observed
+                    .disks
                     .iter()
-                    .all(|m| m.state == MachineState::Running && m.address.is_some())
-                && o.disks.iter().map(|d| &d.machine).eq(disks.iter().map(|d| &d.machine))
-        };
-        self.until("all machines run", cluster, runs).await
+                    .map(|d| &d.machine)
+                    .eq(disks.iter().map(|d| &d.machine));
+            let run = |m: &Machine| m.state == MachineState::Running && m.address.is_some();
+            if same && observed.machines.iter().all(run) {
+                return Ok(observed);
+            }
+            if observed.machines.iter().any(|m| m.state == MachineState::Stopped) {
+                self.settle("ensuring machines again", || {
+                    self.provider.ensure_machines(cluster, &wanted)
+                })
+                .await?;
+            }
+            self.world.pause().await;
+        }
+        Err(self.violated(format!(
+            "the machines never came to run; last seen: {:?}",
+            self.observe(cluster).await?
+        )))
     }
 
     /// Removes everything of a cluster, in the order in which one thing needs the other.
@@ -391,11 +471,14 @@ impl Trial<'_> {
         names.extend(observed.machines.into_iter().map(|m| m.name));
         names.sort_unstable();
         names.dedup();
-        self.ok("removing machines", provider.remove_machines(cluster, &names).await)?;
+        self.settle("removing machines", || provider.remove_machines(cluster, &names))
+            .await?;
         self.until("no machine is left", cluster, |o: &Observed| o.machines.is_empty())
             .await?;
-        self.ok("removing disks", provider.remove_disks(cluster, &names).await)?;
-        self.ok("removing the network", provider.remove_network(cluster).await)
+        self.settle("removing disks", || provider.remove_disks(cluster, &names))
+            .await?;
+        self.settle("removing the network", || provider.remove_network(cluster))
+            .await
     }
 
     async fn nothing_left(&self, cluster: &ClusterName) -> Outcome {
@@ -405,9 +488,18 @@ impl Trial<'_> {
 
     /// Runs the body of a rule, and removes both clusters whatever came of it.
     async fn cleanly(&self, body: impl Future<Output = Outcome>) -> Outcome {
+        self.cleanly_with(body).await
+    }
+
+    /// The same, for a body that gives something.
+    async fn cleanly_with<T>(&self, body: impl Future<Output = Result<T, Violation>>) -> Result<T, Violation> {
         let outcome = body.await;
+        self.world.trouble(&Trouble::Over).await;
         let removed = self.remove(&self.setup.cluster).await;
         let removed_too = self.remove(&self.setup.neighbour).await;
-        outcome.and(removed).and(removed_too)
+        let outcome = outcome?;
+        removed?;
+        removed_too?;
+        Ok(outcome)
     }
 }

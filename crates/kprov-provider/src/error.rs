@@ -9,6 +9,8 @@ pub enum Advice {
     Never,
     /// Nothing took effect; try again after at least this long.
     RetryAfter(Duration),
+    /// Nothing went wrong: something else has to come to its end first. Look again after this long, as often as it takes.
+    Wait(Duration),
     /// A reply was lost: it may have taken effect. Observe, then decide.
     LookFirst,
 }
@@ -45,6 +47,16 @@ impl ProviderError {
             message: message.into(),
             hint: None,
             advice: Advice::RetryAfter(delay),
+            source: None,
+        }
+    }
+
+    /// What only takes its time.
+    pub fn wait(message: impl Into<String>, delay: Duration) -> Self {
+        Self {
+            message: message.into(),
+            hint: None,
+            advice: Advice::Wait(delay),
             source: None,
         }
     }

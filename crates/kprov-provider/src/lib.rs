@@ -8,12 +8,22 @@
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+pub mod first_boot;
 
 pub use error::{Advice, ProviderError};
 
 use async_trait::async_trait;
 use kprov_types::machine::{Disk, DiskSpec, Leftover, Machine, MachineSpec, Network, NetworkSpec, Observed};
 use kprov_types::{ClusterName, MachineName};
+
+/// What making something would take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// The things that would be made, in the provider's terms, in order.
+    pub things: Vec<String>,
+    /// About how many calls of the provider's API that takes, with looking what is there.
+    pub calls: u64,
+}
 
 /// What every provider can do. See the crate's documentation for what all calls have in common.
 #[async_trait]
@@ -52,4 +62,21 @@ pub trait Provider: Send + Sync {
 
     /// What a machine has printed while booting, for a person who wants to know why it never came up.
     async fn console(&self, cluster: &ClusterName, machine: &MachineName) -> Result<Option<String>, ProviderError>;
+
+    /// What it would take to make these things, where each call counts. Changes nothing.
+    async fn estimate(
+        &self,
+        _cluster: &ClusterName,
+        _network: Option<&NetworkSpec>,
+        _disks: &[DiskSpec],
+        _machines: &[MachineSpec],
+    ) -> Result<Option<Estimate>, ProviderError> {
+        Ok(None)
+    }
+
+    /// Whether machines have their name as their host name before first-boot data runs. Where they do, machines of one kind
+    /// can be given the very same data, and a cloud can make many of them by one call.
+    fn sets_host_names(&self) -> bool {
+        false
+    }
 }

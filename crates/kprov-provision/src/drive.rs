@@ -106,6 +106,12 @@ pub async fn drive(
                 tries += 1;
                 let delay = match error.advice {
                     Advice::Never => None,
+                    // No failure, so it doesn't count as one; only the limit of the whole ends it.
+                    Advice::Wait(delay) => {
+                        tries = 0;
+                        delays = backoff();
+                        Some(delay)
+                    }
                     Advice::RetryAfter(least) => delays.next().map(|d| d.max(least)),
                     // What was lost may have taken effect: the next round looks before it acts.
                     Advice::LookFirst => delays.next(),

@@ -13,6 +13,8 @@ pub(crate) enum What {
     Up,
     /// The front beside a direct connection: latency and throughput.
     Front,
+    /// `up` and `down` of 1, 10 and 100 machines against the emulated Azure Resource Manager: calls and wall time.
+    Azure,
 }
 
 pub(crate) fn run(what: What) -> Result<()> {
@@ -29,6 +31,12 @@ pub(crate) fn run(what: What) -> Result<()> {
                     "--example",
                     "front-bench",
                 ]),
+        ),
+        What::Azure => execute(
+            crate::run::cargo()
+                .env("CARGO_TARGET_DIR", crate::cache::target()?)
+                .args(["test", "--locked", "--workspace", "--test", "suite", "scale::bench"])
+                .args(["--", "--ignored", "--exact", "--nocapture"]),
         ),
         What::Up => {
             payload::host_packages()?;
