@@ -1,4 +1,4 @@
-//! Python packages from PyPI, each set in a virtual environment of its own in the cache.
+//! Python packages from the package index, each set in a virtual environment of its own in the cache.
 
 use std::process::Command;
 
