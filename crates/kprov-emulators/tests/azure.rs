@@ -6,7 +6,15 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use kprov_emulators::azure::{Arm, Fault, Options, Recorded, Verdict, What, held_against_models};
+use kprov_provider::ProviderError;
+use kprov_provider_azure::{AzureConfig, AzureProvider, Credentials, Surroundings};
+use kprov_provision::{Action, Goal, Pace, Progress, Waiting, Wanted, drive};
+use kprov_types::infrastructure::AzureSettings;
+use kprov_types::machine::{DiskSpec, FirstBoot, MachineSpec, NetworkSpec};
+use kprov_types::{ClusterName, MachineName, Role};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -109,5 +117,97 @@ async fn what_no_model_has_is_found() {
         "PUT somethingElse name: the body belongs to a call without a model",
     ] {
         assert!(all.contains(expected), "{expected} isn't in:\n{all}");
+    }
+}
+
+/// Waits a hundredth of what is asked for: what it waits for takes milliseconds here.
+struct Hurried(tokio::time::Instant);
+
+impl Pace for Hurried {
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+    fn sleep(&self, duration: Duration) -> BoxFuture<'_, ()> {
+        tokio::time::sleep(duration / 100).boxed()
+    }
+}
+
+impl Progress for Hurried {
+    fn action(&self, _: &Action) {}
+    fn waiting(&self, _: &[Waiting]) {}
+    fn retrying(&self, _: &ProviderError, _: Duration) {}
+}
+
+/// Two control-plane machines and a worker.
+fn wanted() -> Wanted {
+    let machine = |name: &str, role| MachineSpec {
+        name: MachineName::new(name.to_owned()).unwrap(),
+        role,
+        zone: None,
+        size: None,
+        image: None,
+        first_boot: FirstBoot("#!/bin/sh\nexec true\n".into()),
+        data_disk: role == Role::ControlPlane,
+    };
+    let machines = vec![
+        machine("demo-cp-0", Role::ControlPlane),
+        machine("demo-cp-1", Role::ControlPlane),
+        machine("demo-worker-0", Role::Worker),
+    ];
+    let disks = machines[..2].iter().map(|m| DiskSpec {
+        machine: m.name.clone(),
+        size_gib: 8,
+    });
+    Wanted {
+        network: NetworkSpec {
+            cidr: None,
+            api_port: 6443,
+        },
+        disks: disks.collect(),
+        machines,
+    }
+}
+
+#[tokio::test]
+async fn kprovs_own_requests_fit_microsofts_models() {
+    let cluster = ClusterName::new("demo").unwrap();
+    let mut identity = None;
+    for private in [false, true] {
+        let arm = Arm::start(Options::default()).await.unwrap();
+        if private {
+            let id = format!(
+                "/subscriptions/{}/resourceGroups/people/providers/Microsoft.ManagedIdentity/userAssignedIdentities/kprov",
+                arm.subscription()
+            );
+            arm.configure(|o| o.identities = vec![id.clone()]);
+            identity = Some(id);
+        }
+        let settings = AzureSettings {
+            subscription: Some(arm.subscription()),
+            location: Some("westeurope".into()),
+            endpoint_url: Some(arm.endpoint()),
+            private,
+            access: vec!["10.0.0.0/8".parse().unwrap()],
+            identity: identity.clone(),
+            ..AzureSettings::default()
+        };
+        let mut config = AzureConfig::new(&settings, &[], &Surroundings::default()).unwrap();
+        config.credentials = Credentials::Token(arm.token());
+        let provider = AzureProvider::open(config).unwrap();
+        let pace = Hurried(tokio::time::Instant::now());
+        for goal in [Goal::Present(wanted()), Goal::Nothing] {
+            let reached = drive(&provider, &cluster, &goal, Duration::from_mins(2), &pace, &pace).await;
+            assert!(reached.is_ok(), "{:?} with {:?}", reached.err(), arm.resources());
+            if matches!(goal, Goal::Present(_)) {
+                assert_eq!(arm.virtual_machines().len(), 3);
+            }
+        }
+        assert_eq!(arm.resources(), Vec::<String>::new());
+        let sent = arm.bodies();
+        assert!(sent.iter().any(|b| b.call == "PUT virtualMachines"), "{sent:?}");
+        if let Verdict::Checked { bodies, problems } = held_against_models(&sent).await.unwrap() {
+            assert!(bodies >= 12, "{bodies} bodies");
+            assert_eq!(problems, Vec::<String>::new());
+        }
     }
 }

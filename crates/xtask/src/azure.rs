@@ -3,9 +3,8 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
-use camino::Utf8PathBuf;
 
-use crate::run::run;
+use crate::run::{output, run};
 use crate::{cache, python};
 
 const PYTHON: &[&str] = &[
@@ -16,36 +15,52 @@ const PYTHON: &[&str] = &[
 /// The last releases that come with `mappers.js`, from which requests can be checked by a program.
 const NODE: &[&str] = &["@azure/arm-compute@22.4.0", "@azure/arm-network@33.5.0"];
 
+/// Serves the long-running operations of Azure's own specification, for the poller.
+const SPECTOR: &[&str] = &[
+    "@typespec/spector@0.1.0-alpha.24-dev.2",
+    "@azure-tools/azure-http-specs@0.1.0-alpha.38-dev.2",
+];
+/// The oldest Node.js that runs it.
+const SPECTOR_NODE: u32 = 20;
+
 /// The variables that tests of Azure's emulator expect.
 pub(crate) fn variables() -> Result<Vec<(&'static str, String)>> {
     let python = python::venv("azure", PYTHON)?.join("bin/python");
     Ok(vec![
         ("KPROV_TEST_AZURE_PYTHON", python.into_string()),
-        (
-            "KPROV_TEST_AZURE_MODELS",
-            models()?.map_or_else(|| "none".to_owned(), Utf8PathBuf::into_string),
-        ),
+        ("KPROV_TEST_AZURE_MODELS", packages("azure", NODE, 0)?),
+        ("KPROV_TEST_AZURE_SPECTOR", packages("spector", SPECTOR, SPECTOR_NODE)?),
     ])
 }
 
-/// The directory whose `node_modules` have the packages; `None` where there is no Node.js.
-fn models() -> Result<Option<Utf8PathBuf>> {
-    let there = |program: &str| {
-        Command::new(program)
-            .arg("--version")
-            .stdout(Stdio::null())
-            .status()
-            .is_ok()
+/// The directory whose `node_modules` have these packages; `none` where there is no Node.js that is new enough.
+fn packages(name: &str, packages: &[&str], node: u32) -> Result<String> {
+    let major = |text: String| {
+        text.trim()
+            .trim_start_matches('v')
+            .split('.')
+            .next()?
+            .parse::<u32>()
+            .ok()
     };
-    if !there("node") || !there("npm") {
-        eprintln!("no Node.js here: requests to Azure aren't held against Microsoft's models");
-        return Ok(None);
+    let there = output(Command::new("node").arg("--version")).ok().and_then(major);
+    let npm = Command::new("npm")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_ok();
+    if !npm || there.is_none_or(|there| there < node) {
+        eprintln!(
+            "no Node.js {node} or newer here: tests with `{}` are left out",
+            packages.join("`, `")
+        );
+        return Ok("none".to_owned());
     }
-    let dir = cache::dir()?.join("node-azure");
-    let wanted = NODE.join("\n");
+    let dir = cache::dir()?.join(format!("node-{name}"));
+    let wanted = packages.join("\n");
     let mark = dir.join("packages.txt");
     if std::fs::read_to_string(&mark).is_ok_and(|have| have == wanted) {
-        return Ok(Some(dir));
+        return Ok(dir.into_string());
     }
     std::fs::create_dir_all(&dir).with_context(|| format!("can't make `{dir}`"))?;
     run(Command::new("npm")
@@ -56,10 +71,12 @@ fn models() -> Result<Option<Utf8PathBuf>> {
             "--no-fund",
             "--no-package-lock",
             "--ignore-scripts",
+            // Prereleases name each other's exact versions.
+            "--legacy-peer-deps",
             "--prefix",
             ".",
         ])
-        .args(NODE))?;
+        .args(packages))?;
     std::fs::write(&mark, wanted).with_context(|| format!("can't write `{mark}`"))?;
-    Ok(Some(dir))
+    Ok(dir.into_string())
 }

@@ -19,6 +19,8 @@ pub(crate) enum What {
     Aws,
     /// A hundred hosts set up by SSH, beside Ansible doing the same.
     Baremetal,
+    /// `up` and `down` of 1, 10 and 100 machines against the emulated Azure Resource Manager: calls and wall time.
+    Azure,
 }
 
 /// What sets hosts up for comparison.
@@ -74,6 +76,12 @@ pub(crate) fn run(what: What) -> Result<()> {
                     .args([programs.dir.join("kprov"), programs.dir.join("kprov-node"), ansible]),
             )
         }
+        What::Azure => execute(
+            crate::run::cargo()
+                .env("CARGO_TARGET_DIR", crate::cache::target()?)
+                .args(["test", "--locked", "--workspace", "--test", "suite", "scale::bench"])
+                .args(["--", "--ignored", "--exact", "--nocapture"]),
+        ),
         What::Up => {
             payload::host_packages()?;
             let programs = Programs::build(true)?;

@@ -205,7 +205,7 @@ impl Client {
         match self.pages(url).await {
             Ok(items) => Ok(items.into_iter().map(|v| Seen::new(kind, v)).collect()),
             Err(failure) if failure.is_not_found() && !is_subscription(&failure) => Ok(Vec::new()),
-            Err(failure) => Err(listing(kind).failed(failure)),
+            Err(failure) => Err(kind.listing().failed(failure)),
         }
     }
 
@@ -245,9 +245,10 @@ impl Client {
         self.pages(url).await.map_err(|f| doing.failed(f))
     }
 
-    /// What carries a tag, of any kind: values of the tag, and groups that they are in. Groups themselves are not among them.
-    pub(crate) async fn tagged(&self, tag: &str, value: Option<&str>) -> Result<Vec<Value>, ProviderError> {
-        let filter = tag_filter(tag, value);
+    /// What carries a tag with this value, of any kind and in any group. Groups themselves are not among them, and Azure doesn't show
+    /// their tags here.
+    pub(crate) async fn tagged(&self, tag: &str, value: &str) -> Result<Vec<Value>, ProviderError> {
+        let filter = format!("tagName eq '{tag}' and tagValue eq '{value}'");
         let path = format!("/subscriptions/{}/resources", self.subscription);
         let url = self.url(&path, RESOURCES_API, &[("$filter", &filter)]);
         let doing = Doing::read("resources of the subscription", &self.subscription);
@@ -256,7 +257,7 @@ impl Client {
 
     /// Resource groups that carry a tag.
     pub(crate) async fn tagged_groups(&self, tag: &str) -> Result<Vec<Value>, ProviderError> {
-        let filter = tag_filter(tag, None);
+        let filter = format!("tagName eq '{tag}'");
         let path = format!("/subscriptions/{}/resourcegroups", self.subscription);
         let url = self.url(&path, RESOURCES_API, &[("$filter", &filter)]);
         let doing = Doing::read("resource groups of the subscription", &self.subscription);
@@ -373,18 +374,10 @@ impl Client {
     }
 }
 
-fn tag_filter(tag: &str, value: Option<&str>) -> String {
-    match value {
-        Some(value) => format!("tagName eq '{tag}' and tagValue eq '{value}'"),
-        None => format!("tagName eq '{tag}'"),
-    }
-}
-
 /// A 404 that is the subscription's, not the thing's.
 fn is_subscription(failure: &Failure) -> bool {
     matches!(failure, Failure::Refused { error, .. } if matches!(error.code.as_str(), "SubscriptionNotFound" | "InvalidSubscriptionId"))
 }
 
-fn listing(kind: Kind) -> Doing {
-    Doing::read("the list of", kind.path().0)
-}
+#[cfg(test)]
+mod spector;

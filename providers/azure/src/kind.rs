@@ -2,6 +2,8 @@
 
 use kprov_types::{ClusterName, MachineName};
 
+use crate::error::Doing;
+
 /// The cluster that something belongs to. Azure's tag names can't contain `/`.
 pub(crate) const CLUSTER_TAG: &str = "kprov-cluster";
 /// The machine that something belongs to.
@@ -64,6 +66,11 @@ impl Kind {
             Self::NatGateway => "NAT gateway",
             Self::SecurityGroup => "network security group",
         }
+    }
+
+    /// What is being done when all of them are listed.
+    pub(crate) fn listing(self) -> Doing {
+        Doing::read("the list of", self.path().0)
     }
 
     /// The resource id of one of this kind in the group with that id.

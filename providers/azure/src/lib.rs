@@ -12,7 +12,7 @@ mod client;
 mod config;
 mod credentials;
 mod error;
-mod ignition;
+mod estimate;
 mod image;
 mod kind;
 mod machines;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::{join, join_all};
-use kprov_provider::{Advice, Provider, ProviderError};
+use kprov_provider::{Advice, Estimate, Provider, ProviderError};
 use kprov_types::machine::{Disk, DiskSpec, Leftover, Machine, MachineSpec, Network, NetworkSpec, Observed};
 use kprov_types::{ClusterName, MachineName};
 use tokio::sync::OnceCell;
@@ -121,10 +121,25 @@ impl Provider for AzureProvider {
     }
 
     async fn clusters(&self) -> Result<Vec<ClusterName>, ProviderError> {
-        let groups = self.client.tagged_groups(CLUSTER_TAG);
-        let (groups, resources) = join(groups, self.client.tagged(CLUSTER_TAG, None)).await;
-        let all = groups?.into_iter().chain(resources?);
-        let names: BTreeSet<String> = all.filter_map(|v| seen::tags(&v).remove(CLUSTER_TAG)).collect();
+        // Azure's listing over all kinds doesn't show tags, so each kind is listed.
+        let lists = join_all(Kind::ALL.map(|kind| async move {
+            match &self.config.resource_group {
+                Some(given) => self.client.list(given, kind).await,
+                None => self
+                    .client
+                    .list_everywhere(kind, &[])
+                    .await
+                    .map_err(|f| kind.listing().failed(f)),
+            }
+        }));
+        let (groups, lists) = join(self.client.tagged_groups(CLUSTER_TAG), lists).await;
+        let mut names: BTreeSet<String> = groups?
+            .iter()
+            .filter_map(|g| seen::tags(g).remove(CLUSTER_TAG))
+            .collect();
+        for list in lists {
+            names.extend(list?.into_iter().filter_map(|mut s| s.tags.remove(CLUSTER_TAG)));
+        }
         Ok(names.into_iter().filter_map(|n| ClusterName::new(n).ok()).collect())
     }
 
@@ -188,7 +203,7 @@ impl Provider for AzureProvider {
     async fn leftovers(&self, cluster: &ClusterName) -> Result<Vec<Leftover>, ProviderError> {
         let names = self.names(cluster);
         let group = self.client.group(&names.group);
-        let elsewhere = self.client.tagged(CLUSTER_TAG, Some(cluster.as_str()));
+        let elsewhere = self.client.tagged(CLUSTER_TAG, cluster.as_str());
         let (group, (own, elsewhere)) = join(group, join(self.own(&names), elsewhere)).await;
         let leftover = |kind: &str, name: &str| Leftover {
             kind: kind.to_owned(),
@@ -217,5 +232,27 @@ impl Provider for AzureProvider {
 
     async fn console(&self, cluster: &ClusterName, machine: &MachineName) -> Result<Option<String>, ProviderError> {
         self.client.console(&self.names(cluster).group, machine.as_str()).await
+    }
+
+    async fn estimate(
+        &self,
+        cluster: &ClusterName,
+        network: Option<&NetworkSpec>,
+        disks: &[DiskSpec],
+        machines: &[MachineSpec],
+    ) -> Result<Option<Estimate>, ProviderError> {
+        let names = self.names(cluster);
+        let parts = match network {
+            Some(_) => self.network_parts(&names).await?.1.parts,
+            None => NetworkParts::default(),
+        };
+        Ok(Some(estimate::estimate(
+            &self.config,
+            &names,
+            &parts,
+            network,
+            disks,
+            machines,
+        )))
     }
 }

@@ -1,6 +1,6 @@
 //! The network of a cluster: what is missing of it is made, in the order in which one part needs the other.
 
-use futures::future::{join, join_all, try_join};
+use futures::future::{join, join_all};
 use ipnet::Ipv4Net;
 use kprov_provider::ProviderError;
 use kprov_types::machine::{Network, NetworkSpec};
@@ -11,7 +11,7 @@ use crate::client::Condition;
 use crate::error::Doing;
 use crate::kind::{CLUSTER_TAG, Kind, Names};
 use crate::seen::{self, NetworkParts, Seen};
-use crate::translate;
+use crate::translate::{self, Opening};
 
 /// The kinds that a network consists of.
 const PARTS: [Kind; 5] = [
@@ -24,7 +24,7 @@ const PARTS: [Kind; 5] = [
 
 impl AzureProvider {
     /// What is there of the network, and whether its group is.
-    async fn network_parts(&self, names: &Names) -> Result<(Option<Value>, Found), ProviderError> {
+    pub(crate) async fn network_parts(&self, names: &Names) -> Result<(Option<Value>, Found), ProviderError> {
         let lists = join_all(PARTS.map(|kind| self.client.list(&names.group, kind)));
         let (group, lists) = join(self.client.group(&names.group), lists).await;
         let group = group?;
@@ -41,7 +41,8 @@ impl AzureProvider {
     }
 
     pub(crate) fn network_of(&self, names: &Names, parts: &NetworkParts) -> Option<Network> {
-        let open = |group: &Seen, port| translate::is_open(&self.config, group, port);
+        let way_out = parts.find(Kind::PublicIp, &names.nat()).and_then(Seen::public_address);
+        let open = |group: &Seen, api_port| translate::is_open(&self.config, group, Opening { api_port, way_out });
         parts.network(names, self.config.private, open)
     }
 
@@ -66,9 +67,8 @@ impl AzureProvider {
             (Some(there), _) => Ok(there),
             (None, Some(wanted)) => Ok(wanted),
             (None, None) => {
-                let doing = Doing::read("the list of", Kind::VirtualNetwork.path().0);
                 let networks = self.client.list_everywhere(Kind::VirtualNetwork, &[]).await;
-                let networks = networks.map_err(|f| doing.failed(f))?;
+                let networks = networks.map_err(|f| Kind::VirtualNetwork.listing().failed(f))?;
                 seen::free_range(&seen::ranges(&networks)).ok_or_else(|| {
                     ProviderError::never("the subscription's virtual networks leave no range free for another one")
                         .hint("name one in `spec.network.machines`")
@@ -92,7 +92,7 @@ impl AzureProvider {
                         .hint("choose another name for the cluster, or name that group in `spec.azure.resourceGroup` to put it there"));
                 }
                 if state == Some("Deleting") {
-                    return Err(ProviderError::retry_after(
+                    return Err(ProviderError::wait(
                         format!("resource group `{}` is being removed", names.group),
                         std::time::Duration::from_secs(5),
                     ));
@@ -120,56 +120,59 @@ impl AzureProvider {
             self.make_part(names, found, Kind::LoadBalancer, &names.api(), body)
                 .await
         };
-        let firewall = self.make_security_group(names, range, port, found);
-        let way_out = async {
-            address(names.nat(), Vec::new()).await?;
-            let body = translate::nat_gateway(config, names, range);
-            self.make_part(names, found, Kind::NatGateway, &names.nat(), body).await
-        };
         let network = async {
-            try_join(firewall, way_out).await?;
+            let address = address(names.nat(), Vec::new()).await?;
+            let opening = Opening {
+                api_port: port,
+                way_out: address.public_address(),
+            };
+            let firewall = self.make_security_group(names, range, opening, found);
+            let body = translate::nat_gateway(config, names, range);
+            let gateway = self.make_part(names, found, Kind::NatGateway, &names.nat(), body);
+            // Both are seen to their end: what was begun isn't left in the middle because the other one failed.
+            let (firewall, gateway) = join(firewall, gateway).await;
+            firewall.and(gateway)?;
             let body = translate::virtual_network(config, names, range);
             let name = names.virtual_network();
             self.make_part(names, found, Kind::VirtualNetwork, &name, body).await
         };
         if config.private {
             network.await?;
-            return balancer(zones().await?).await;
+            return balancer(zones().await?).await.map(drop);
         }
         let outside = async {
             let zones = zones().await?;
             address(names.api(), zones.clone()).await?;
             balancer(zones).await
         };
-        // Both are seen to their end: what was begun isn't left in the middle because the other one failed.
         let (network, outside) = join(network, outside).await;
-        network.and(outside)
+        network.and(outside).map(drop)
     }
 
     async fn make_security_group(
         &self,
         names: &Names,
         range: Ipv4Net,
-        port: u16,
+        opening: Opening,
         found: &Found,
-    ) -> Result<(), ProviderError> {
+    ) -> Result<Seen, ProviderError> {
         let name = names.security_group();
         let there = found.parts.find(Kind::SecurityGroup, &name);
-        let Some(there) = there.filter(|g| g.is_provisioned() && !translate::is_open(&self.config, g, port)) else {
-            let body = translate::security_group(&self.config, names, range, port);
+        let Some(there) = there.filter(|g| g.is_provisioned() && !translate::is_open(&self.config, g, opening)) else {
+            let body = translate::security_group(&self.config, names, range, opening);
             return self.make_part(names, found, Kind::SecurityGroup, &name, body).await;
         };
         // Others may be adding rules of their own at this moment.
         let condition = there
             .etag()
             .map_or(Condition::Any, |e| Condition::Unchanged(e.to_owned()));
-        let body = translate::reopened(&self.config, there, port);
+        let body = translate::reopened(&self.config, there, opening);
         let changed = self
             .client
             .put(&names.group, Kind::SecurityGroup, &name, &condition, &body)
             .await;
         let doing = Doing::new("change", Kind::SecurityGroup.noun(), name);
-        changed.map(drop).map_err(|f| doing.failed(f))
+        changed.map_err(|f| doing.failed(f))
     }
 
     /// Makes a part unless it's there and well.
@@ -180,9 +183,9 @@ impl AzureProvider {
         kind: Kind,
         name: &str,
         body: Value,
-    ) -> Result<(), ProviderError> {
-        if found.is_there(kind, name) {
-            return Ok(());
+    ) -> Result<Seen, ProviderError> {
+        if let Some(there) = found.parts.find(kind, name).filter(|s| s.is_provisioned()) {
+            return Ok(there.clone());
         }
         if found.is_taken(kind, name, names) {
             return Err(
@@ -194,7 +197,7 @@ impl AzureProvider {
             ..Doing::new("make", kind.noun(), name)
         };
         let made = self.client.put(&names.group, kind, name, &Condition::Any, &body).await;
-        made.map(drop).map_err(|f| doing.failed(f))
+        made.map_err(|f| doing.failed(f))
     }
 
     /// Removes the network and all that is left of the cluster in its group, then the group where kprov made it.
@@ -264,8 +267,8 @@ impl AzureProvider {
 }
 
 /// What was found: the cluster's parts, and all that has names in the group.
-struct Found {
-    parts: NetworkParts,
+pub(crate) struct Found {
+    pub(crate) parts: NetworkParts,
     all: Vec<Seen>,
 }
 

@@ -25,9 +25,9 @@ pub(crate) struct Size {
     /// The zones that have it.
     pub(crate) zones: BTreeSet<String>,
     /// Zones that have it, but not for this subscription.
-    withheld: BTreeSet<String>,
+    pub(crate) withheld: BTreeSet<String>,
     /// Not for this subscription at all.
-    is_withheld: bool,
+    pub(crate) is_withheld: bool,
     /// Whether it can start with Secure Boot and a virtual TPM.
     pub(crate) trusted_launch: bool,
 }

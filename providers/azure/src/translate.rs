@@ -1,12 +1,14 @@
 //! From what is wanted to the bodies of requests, written with the SDK's models. Pure.
 
+use std::net::IpAddr;
+
 use azure_mgmt_compute::package_2024_07_01::models as compute;
 use azure_mgmt_network::package_2024_03::models as network;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::VerifyingKey;
 use ipnet::Ipv4Net;
-use kprov_provider::ProviderError;
+use kprov_provider::{ProviderError, first_boot};
 use kprov_types::machine::{FirstBoot, MachineSpec};
 use kprov_types::{MachineName, Role, ports};
 use serde::Serialize;
@@ -69,20 +71,29 @@ fn reference(id: String) -> network::SubResource {
     network::SubResource { id: Some(id) }
 }
 
+/// What the firewall opens besides what the configuration says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening {
+    /// The API's port.
+    pub(crate) api_port: u16,
+    /// The address by which machines go out: they come in by it, when they reach the API through its public address.
+    pub(crate) way_out: Option<IpAddr>,
+}
+
 /// The firewall: besides what Azure's default rules let through inside of the network and from its load balancer's probes, the API
 /// and the setup endpoint of machines.
-pub(crate) fn security_group(config: &AzureConfig, names: &Names, range: Ipv4Net, api_port: u16) -> Value {
+pub(crate) fn security_group(config: &AzureConfig, names: &Names, range: Ipv4Net, opening: Opening) -> Value {
     body(&network::NetworkSecurityGroup {
         resource: network_resource(config, network_tags(names, range)),
         properties: Some(network::NetworkSecurityGroupPropertiesFormat {
-            security_rules: vec![rule(config, api_port)],
+            security_rules: vec![rule(config, opening)],
             ..network::NetworkSecurityGroupPropertiesFormat::default()
         }),
         etag: None,
     })
 }
 
-fn rule(config: &AzureConfig, api_port: u16) -> network::SecurityRule {
+fn rule(config: &AzureConfig, opening: Opening) -> network::SecurityRule {
     use network::security_rule_properties_format::Protocol;
     let mut properties = network::SecurityRulePropertiesFormat::new(
         Protocol::Tcp,
@@ -93,8 +104,8 @@ fn rule(config: &AzureConfig, api_port: u16) -> network::SecurityRule {
     properties.description = Some("Kubernetes' API, and the setup of control-plane machines".into());
     properties.source_port_range = Some("*".into());
     properties.destination_address_prefix = Some("*".into());
-    properties.destination_port_ranges = vec![api_port.to_string(), ports::NODE_SETUP.to_string()];
-    match sources(config) {
+    properties.destination_port_ranges = vec![opening.api_port.to_string(), ports::NODE_SETUP.to_string()];
+    match sources(config, opening) {
         Some(sources) => properties.source_address_prefixes = sources,
         None => properties.source_address_prefix = Some("Internet".into()),
     }
@@ -106,15 +117,21 @@ fn rule(config: &AzureConfig, api_port: u16) -> network::SecurityRule {
 }
 
 /// Who may come in, where it isn't everybody.
-fn sources(config: &AzureConfig) -> Option<Vec<String>> {
+fn sources(config: &AzureConfig, opening: Opening) -> Option<Vec<String>> {
+    if config.access.is_empty() {
+        return None;
+    }
     let mut sources: Vec<String> = config.access.iter().map(|net| net.trunc().to_string()).collect();
+    if !config.private {
+        sources.extend(opening.way_out.map(|address| format!("{address}/32")));
+    }
     sources.sort_unstable();
     sources.dedup();
-    (!sources.is_empty()).then_some(sources)
+    Some(sources)
 }
 
 /// Whether a security group lets in who should come in, and nobody else by kprov's rule.
-pub(crate) fn is_open(config: &AzureConfig, group: &Seen, api_port: u16) -> bool {
+pub(crate) fn is_open(config: &AzureConfig, group: &Seen, opening: Opening) -> bool {
     let rules = group.list("/properties/securityRules");
     let Some(rule) = rules.iter().find(|r| r["name"] == RULE).map(|r| &r["properties"]) else {
         return false;
@@ -125,9 +142,9 @@ pub(crate) fn is_open(config: &AzureConfig, group: &Seen, api_port: u16) -> bool
         all.sort_unstable();
         all
     };
-    let mut wanted_ports = vec![api_port.to_string(), ports::NODE_SETUP.to_string()];
+    let mut wanted_ports = vec![opening.api_port.to_string(), ports::NODE_SETUP.to_string()];
     wanted_ports.sort_unstable();
-    let from = match sources(config) {
+    let from = match sources(config, opening) {
         Some(sources) => list("sourceAddressPrefixes") == sources,
         None => rule["sourceAddressPrefix"] == "Internet",
     };
@@ -135,10 +152,10 @@ pub(crate) fn is_open(config: &AzureConfig, group: &Seen, api_port: u16) -> bool
 }
 
 /// An existing security group with kprov's rule put right; other rules stay.
-pub(crate) fn reopened(config: &AzureConfig, group: &Seen, api_port: u16) -> Value {
+pub(crate) fn reopened(config: &AzureConfig, group: &Seen, opening: Opening) -> Value {
     let mut rules: Vec<Value> = group.list("/properties/securityRules").to_vec();
     rules.retain(|r| r["name"] != RULE);
-    rules.insert(0, body(&rule(config, api_port)));
+    rules.insert(0, body(&rule(config, opening)));
     json!({
         "location": group.raw["location"],
         "tags": group.raw["tags"],
@@ -517,11 +534,11 @@ fn trusted_launch() -> compute::SecurityProfile {
     }
 }
 
-fn custom_data(first_boot: &FirstBoot, machine: &MachineName, image: &Image) -> Result<String, ProviderError> {
+fn custom_data(data: &FirstBoot, machine: &MachineName, image: &Image) -> Result<String, ProviderError> {
     let data = if image.is_flatcar() {
-        crate::ignition::wrap(&first_boot.0)
+        first_boot::ignition(&data.0)
     } else {
-        first_boot.0.clone()
+        data.0.clone()
     };
     if data.len() > CUSTOM_DATA_LIMIT {
         return Err(ProviderError::never(format!(

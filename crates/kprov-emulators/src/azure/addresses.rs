@@ -32,8 +32,8 @@ pub(super) fn range(prefix: &str, resource: &str) -> Result<Ipv4Net, Refusal> {
 }
 
 /// Whether two ranges have an address in common.
-pub(super) fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
-    a.contains(b) || b.contains(a)
+pub(super) fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
 }
 
 /// The address ranges of a subnet, as its properties have them.

@@ -16,7 +16,7 @@ impl Store {
     pub(super) fn subscription(&self) -> Reply {
         Reply::with(
             200,
-            json!({
+            &json!({
                 "id": self.scope(),
                 "subscriptionId": self.options.subscription,
                 "tenantId": self.options.tenant,
@@ -31,7 +31,7 @@ impl Store {
         let registered = !self.catalogue.unregistered.contains(&namespace.to_ascii_lowercase());
         Reply::with(
             200,
-            json!({
+            &json!({
                 "id": format!("{}/providers/{namespace}", self.scope()),
                 "namespace": namespace,
                 "registrationState": if registered { "Registered" } else { "NotRegistered" },
@@ -65,7 +65,7 @@ impl Store {
     pub(super) fn resource_group(&mut self, call: &Call, name: &str, twist: &Twist) -> Result<Reply, Refusal> {
         match call.method {
             Method::HEAD => Ok(Reply::empty(if self.group(name).is_ok() { 204 } else { 404 })),
-            Method::GET => Ok(Reply::with(200, self.render_group(self.group(name)?))),
+            Method::GET => Ok(Reply::with(200, &self.render_group(self.group(name)?))),
             Method::PUT => self.put_group(name, call.body()?),
             Method::PATCH => {
                 let body = strict::check(&shapes::TAGS, call.body()?, Dialect::Resources)?;
@@ -74,7 +74,7 @@ impl Store {
                 if let Some(group) = self.groups.get_mut(&name.to_ascii_lowercase()) {
                     group.tags = body.get("tags").cloned().or_else(|| group.tags.clone());
                 }
-                Ok(Reply::with(200, self.render_group(self.group(name)?)))
+                Ok(Reply::with(200, &self.render_group(self.group(name)?)))
             }
             Method::DELETE => {
                 let group = self.group(name)?.name.clone();
@@ -121,7 +121,7 @@ impl Store {
         };
         let rendered = self.render_group(&group);
         self.groups.insert(name.to_ascii_lowercase(), group);
-        Ok(Reply::with(status, rendered))
+        Ok(Reply::with(status, &rendered))
     }
 }
 

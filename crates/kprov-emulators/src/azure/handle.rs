@@ -12,6 +12,7 @@ use super::groups::{being_deleted, check_tags, no_such_method};
 use super::kind::Kind;
 use super::network::no_such_reference;
 use super::operations::{Effect, Twist};
+use super::place::{place, preconditions, same_place};
 use super::refusal::Refusal;
 use super::room::Power;
 use super::route::Route;
@@ -58,7 +59,7 @@ impl Store {
         let get = call.method == Method::GET;
         match &call.route {
             Route::Subscription if get => Ok(self.subscription()),
-            Route::Locations if get => Ok(Reply::with(200, catalogue::locations(&self.scope()))),
+            Route::Locations if get => Ok(Reply::with(200, &catalogue::locations(&self.scope()))),
             Route::Namespace(name) if get => Ok(self.namespace(name)),
             Route::Register(name) if call.method == Method::POST => Ok(self.register(name)),
             Route::Group(name) => self.resource_group(call, name, twist),
@@ -151,7 +152,7 @@ impl Store {
         let mut rendered = self.render(resource, &self.uses());
         match call.parameter("$expand") {
             Some(expand) if resource.is("virtualMachines") && expand.eq_ignore_ascii_case("instanceView") => {
-                rendered["properties"]["instanceView"] = self.instance_view(resource);
+                rendered["properties"]["instanceView"] = Self::instance_view(resource);
             }
             Some(expand) if resource.is("virtualMachines") && !expand.eq_ignore_ascii_case("userData") => {
                 return Err(Refusal::new(
@@ -162,7 +163,7 @@ impl Store {
             }
             _ => {}
         }
-        Ok(Reply::with(200, rendered))
+        Ok(Reply::with(200, &rendered))
     }
 
     fn put(
@@ -219,7 +220,7 @@ impl Store {
         self.resources.insert(id.to_ascii_lowercase(), resource.clone());
         let headers = self.begin(kind, &id, Effect::Settle, twist);
         let status = if made || kind.created == 202 { kind.created } else { 200 };
-        Ok(Reply::with(status, self.render(&resource, &self.uses())).headers(headers))
+        Ok(Reply::with(status, &self.render(&resource, &self.uses())).headers(headers))
     }
 
     fn patch(
@@ -265,7 +266,7 @@ impl Store {
         let after = found.clone();
         let headers = self.begin(kind, &resource.id, Effect::Settle, twist);
         let status = if kind.created == 202 { 202 } else { 200 };
-        Ok(Reply::with(status, self.render(&after, &self.uses())).headers(headers))
+        Ok(Reply::with(status, &self.render(&after, &self.uses())).headers(headers))
     }
 
     fn delete(
@@ -334,7 +335,7 @@ impl Store {
         }
         let action = action.to_ascii_lowercase();
         if action == "instanceview" && call.method == Method::GET {
-            return Ok(Reply::with(200, self.instance_view(&resource)));
+            return Ok(Reply::with(200, &Self::instance_view(&resource)));
         }
         if call.method != Method::POST {
             return Err(no_such_method(&call.method));
@@ -381,7 +382,7 @@ impl Store {
         );
         Ok(Reply::with(
             200,
-            json!({"serialConsoleLogBlobUri": uri, "consoleScreenshotBlobUri": uri}),
+            &json!({"serialConsoleLogBlobUri": uri, "consoleScreenshotBlobUri": uri}),
         ))
     }
 
@@ -399,7 +400,10 @@ impl Store {
             )
         };
         match call.method {
-            Method::GET => Ok(Reply::with(200, self.render_subnet(&parent, name).ok_or_else(missing)?)),
+            Method::GET => Ok(Reply::with(
+                200,
+                &self.render_subnet(&parent, name).ok_or_else(missing)?,
+            )),
             Method::DELETE if !there => Ok(Reply::empty(204)),
             Method::DELETE => {
                 self.idle(&parent)?;
@@ -416,14 +420,12 @@ impl Store {
                 subnet["name"] = json!(name);
                 self.idle(&parent)?;
                 let mut body = parent.body.clone();
-                let list = &mut body["properties"]["subnets"];
-                let list = match list.as_array_mut() {
-                    Some(list) => list,
-                    None => {
-                        *list = json!([]);
-                        list.as_array_mut().ok_or_else(missing)?
-                    }
-                };
+                let properties = body
+                    .get_mut("properties")
+                    .and_then(Value::as_object_mut)
+                    .ok_or_else(missing)?;
+                let list = properties.entry("subnets").or_insert_with(|| json!([]));
+                let list = list.as_array_mut().ok_or_else(missing)?;
                 list.retain(|s| !text(s, "/name").is_some_and(|n| n.eq_ignore_ascii_case(name)));
                 list.push(subnet);
                 self.check_references(&parent.id, &body, kind)?;
@@ -439,7 +441,7 @@ impl Store {
                     .get(&parent.id)
                     .and_then(|p| self.render_subnet(p, name))
                     .ok_or_else(missing)?;
-                Ok(Reply::with(if there { 200 } else { 201 }, after).headers(headers))
+                Ok(Reply::with(if there { 200 } else { 201 }, &after).headers(headers))
             }
             _ => Err(no_such_method(&call.method)),
         }
@@ -518,90 +520,4 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// Checks location and zones, and writes the location as Azure does.
-fn place(body: &mut Map<String, Value>, kind: &Kind) -> Result<(), Refusal> {
-    let location = body.get("location").and_then(Value::as_str).unwrap_or_default();
-    let location = catalogue::check_location(location, &kind.full())?;
-    let zones: Vec<&str> = body
-        .get("zones")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
-    debug_assert!(kind.zonal || zones.is_empty());
-    catalogue::check_zones(&zones, &location, &kind.full(), kind.dialect == Dialect::Network)?;
-    body.insert("location".to_owned(), json!(location));
-    Ok(())
-}
-
-/// Neither location nor zones of what exists can change.
-fn same_place(body: &Map<String, Value>, old: &Resource) -> Result<(), Refusal> {
-    let location = body.get("location").and_then(Value::as_str).unwrap_or_default();
-    if old.location() != location {
-        return Err(Refusal::new(
-            409,
-            "InvalidResourceLocation",
-            format!(
-                "The resource '{}' already exists in location '{}' in resource group '{}'. A resource with the same name cannot be \
-                 created in location '{location}'. Please select a new resource name.",
-                old.name,
-                old.location(),
-                old.group
-            ),
-        ));
-    }
-    let zones = |v: Option<&Value>| v.map(ToString::to_string).unwrap_or_default();
-    if zones(body.get("zones")) != zones(old.body.get("zones")) {
-        return Err(Refusal::new(
-            400,
-            "ResourceAvailabilityZonesCannotBeModified",
-            format!(
-                "Resource {} has an existing availability zone constraint {} and the request has availability zone constraint {}, \
-                 which do not match. Zones cannot be added/updated/removed once the resource is created. The resource cannot be \
-                 updated from regional to zonal or vice-versa.",
-                old.id,
-                zones(old.body.get("zones")),
-                zones(body.get("zones"))
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// `If-Match` and `If-None-Match`.
-fn preconditions(call: &Call, old: Option<&Resource>) -> Result<(), Refusal> {
-    let bare = |tag: &str| tag.trim().trim_start_matches("W/").trim_matches('"').to_owned();
-    let failed = |why: String| {
-        Err(Refusal::new(
-            412,
-            "PreconditionFailed",
-            format!("Precondition failed. {why}"),
-        ))
-    };
-    let current = old.map(|o| {
-        if o.is("virtualMachines") {
-            o.etag.to_string()
-        } else {
-            bare(&o.etag())
-        }
-    });
-    if let Some(none) = call.header("if-none-match")
-        && let Some(current) = &current
-        && (none.trim() == "*" || bare(none) == *current)
-    {
-        return failed(format!("The resource exists, and If-None-Match was {none}."));
-    }
-    if let Some(wanted) = call.header("if-match") {
-        match &current {
-            None => return failed(format!("The resource does not exist, and If-Match was {wanted}.")),
-            Some(current) if wanted.trim() != "*" && bare(wanted) != *current => {
-                return failed(format!("The resource has etag {current}, and If-Match was {wanted}."));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(())
 }

@@ -48,7 +48,7 @@ impl Store {
             } => {
                 return self
                     .image_versions(location, publisher, offer, sku)
-                    .map(|v| Reply::with(200, v));
+                    .map(|v| Reply::with(200, &v));
             }
             Route::List(kind, group) => {
                 if let Some(group) = group {
@@ -69,7 +69,7 @@ impl Store {
                     .filter(listed)
                     .map(|r| {
                         if status && r.is("virtualMachines") {
-                            self.render_status(r)
+                            Self::render_status(r)
                         } else {
                             self.render(r, &uses)
                         }
@@ -173,7 +173,7 @@ impl Store {
                 .collect();
             reply["nextLink"] = json!(format!("{}{}?{}", self.endpoint, call.path, query.join("&")));
         }
-        Ok(Reply::with(200, reply))
+        Ok(Reply::with(200, &reply))
     }
 }
 

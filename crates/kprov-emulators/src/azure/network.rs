@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::addresses::{overlap, prefixes, range};
 use super::refusal::Refusal;
+use super::rules::{check_rules, prepare_security_group};
 use super::store::{Resource, Store, child, text};
 
 /// The members of a list in `properties`.
@@ -27,7 +28,7 @@ pub(super) fn items_mut<'a>(body: &'a mut Map<String, Value>, list: &str) -> imp
         .flatten()
 }
 
-fn name_of(item: &Value) -> &str {
+pub(super) fn name_of(item: &Value) -> &str {
     text(item, "/name").unwrap_or_default()
 }
 
@@ -81,7 +82,7 @@ impl Store {
             .map(|p| range(p, id))
             .collect::<Result<_, _>>()?;
         for (index, one) in space.iter().enumerate() {
-            if space[index + 1..].iter().any(|other| overlap(one, other)) {
+            if space[index + 1..].iter().any(|other| overlap(*one, *other)) {
                 return Err(Refusal::new(
                     400,
                     "AddressSpaceOverlap",
@@ -120,7 +121,7 @@ impl Store {
                     ),
                 ));
             }
-            if let Some((_, other)) = seen.iter().find(|(n, _)| overlap(n, &net)) {
+            if let Some((_, other)) = seen.iter().find(|(n, _)| overlap(*n, net)) {
                 return Err(Refusal::new(
                     400,
                     "NetcfgSubnetRangesOverlap",
@@ -137,16 +138,16 @@ impl Store {
 
     /// A subnet in use can neither go nor move.
     fn subnets_kept(&self, body: &Map<String, Value>, old: &Resource) -> Result<(), Refusal> {
-        let uses = self.uses();
+        let all = self.uses();
         for before in items(&old.body, "subnets") {
             let name = name_of(before);
-            let users = uses.of(&format!("{}/subnets/{name}", old.id));
-            let Some(user) = users.first() else {
+            let subnet = format!("{}/subnets/{name}", old.id);
+            let Some(by) = all.of(&subnet).first() else {
                 continue;
             };
             let after = items(body, "subnets").find(|s| name_of(s).eq_ignore_ascii_case(name));
             let Some(after) = after else {
-                return Err(subnet_in_use(name, user));
+                return Err(subnet_in_use(name, by));
             };
             let range = |s: &Value| s.get("properties").map(|p| prefixes(p).join(","));
             if range(after) != range(before) {
@@ -207,7 +208,7 @@ impl Store {
         body: &mut Map<String, Value>,
         old: Option<&Resource>,
     ) -> Result<(), Refusal> {
-        self.check_inner_references(id, body)?;
+        check_inner_references(id, body)?;
         check_rules(id, body)?;
         if let Some(old) = old {
             self.pools_kept(body, old)?;
@@ -249,31 +250,13 @@ impl Store {
         Ok(())
     }
 
-    /// References of a load balancer to parts of itself, which are to be there in what is put.
-    fn check_inner_references(&self, id: &str, body: &Map<String, Value>) -> Result<(), Refusal> {
-        let own = format!("{}/", id.to_ascii_lowercase());
-        for (by, of) in super::store::references(id, body) {
-            let lower = of.to_ascii_lowercase();
-            if let Some(rest) = lower.strip_prefix(&own)
-                && let Some((list, name)) = rest.split_once('/')
-                && body
-                    .get("properties")
-                    .and_then(Value::as_object)
-                    .is_none_or(|p| child(p, list, name).is_none())
-            {
-                return Err(no_such_reference(&of, &by));
-            }
-        }
-        Ok(())
-    }
-
     fn pools_kept(&self, body: &Map<String, Value>, old: &Resource) -> Result<(), Refusal> {
         let uses = self.uses();
         for pool in items(&old.body, "backendAddressPools") {
             let name = name_of(pool);
             let id = format!("{}/backendAddressPools/{name}", old.id);
             let outside = uses
-                .from_outside(&id)
+                .outside(&id)
                 .into_iter()
                 .find(|(_, by)| by.contains("/networkInterfaces/"));
             if let Some((_, by)) = outside
@@ -388,9 +371,9 @@ impl Store {
 
     /// Whether something of the network provider can be deleted now.
     pub(super) fn check_network_delete(&self, resource: &Resource) -> Result<(), Refusal> {
-        let uses = self.uses();
-        let used = uses.from_outside(&resource.id);
-        let Some((of, by)) = used.first() else {
+        let all = self.uses();
+        let outside = all.outside(&resource.id);
+        let Some((of, by)) = outside.first() else {
             return Ok(());
         };
         let id = &resource.id;
@@ -418,7 +401,7 @@ impl Store {
                 format!(
                     "NAT Gateway {id} is still configured on {} subnets. Remove NAT Gateway from all referenced subnets and then \
                      delete NAT Gateway.",
-                    used.len()
+                    outside.len()
                 ),
             ),
             "networkInterfaces" => (
@@ -521,125 +504,20 @@ pub(super) fn no_such_reference(of: &str, by: &str) -> Refusal {
     )
 }
 
-fn prepare_security_group(body: &Map<String, Value>) -> Result<(), Refusal> {
-    let mut seen: Vec<(i64, String, &str)> = Vec::new();
-    for rule in items(body, "securityRules") {
-        let name = name_of(rule);
-        let properties = &rule["properties"];
-        let priority = properties["priority"].as_i64().unwrap_or_default();
-        if !(100..=4096).contains(&priority) {
-            return Err(Refusal::new(
-                400,
-                "SecurityRuleInvalidPriority",
-                format!("Security rule {name} has invalid priority {priority}. Priority must be between 100 and 4096."),
-            ));
+/// References of a load balancer to parts of itself, which are to be there in what is put.
+fn check_inner_references(id: &str, body: &Map<String, Value>) -> Result<(), Refusal> {
+    let own = format!("{}/", id.to_ascii_lowercase());
+    for (by, of) in super::store::references(id, body) {
+        let lower = of.to_ascii_lowercase();
+        if let Some(rest) = lower.strip_prefix(&own)
+            && let Some((list, name)) = rest.split_once('/')
+            && body
+                .get("properties")
+                .and_then(Value::as_object)
+                .is_none_or(|p| child(p, list, name).is_none())
+        {
+            return Err(no_such_reference(&of, &by));
         }
-        for (what, one, many) in [
-            ("source port", "sourcePortRange", "sourcePortRanges"),
-            ("destination port", "destinationPortRange", "destinationPortRanges"),
-            ("source address", "sourceAddressPrefix", "sourceAddressPrefixes"),
-            (
-                "destination address",
-                "destinationAddressPrefix",
-                "destinationAddressPrefixes",
-            ),
-        ] {
-            let many = properties.get(many).and_then(Value::as_array);
-            let all: Vec<&str> = text(properties, &format!("/{one}"))
-                .into_iter()
-                .chain(many.into_iter().flatten().filter_map(Value::as_str))
-                .collect();
-            let good = !all.is_empty()
-                && all
-                    .iter()
-                    .all(|v| if what.ends_with("port") { ports(v) } else { prefix(v) });
-            if !good {
-                let code = if what.ends_with("port") {
-                    "SecurityRuleInvalidPortRange"
-                } else {
-                    "SecurityRuleInvalidAddressPrefix"
-                };
-                return Err(Refusal::new(
-                    400,
-                    code,
-                    format!("Security rule {name} has an invalid {what}: '{}'.", all.join(",")),
-                ));
-            }
-        }
-        let direction = text(properties, "/direction").unwrap_or_default().to_ascii_lowercase();
-        if let Some((.., other)) = seen.iter().find(|(p, d, _)| *p == priority && *d == direction) {
-            return Err(Refusal::new(
-                400,
-                "SecurityRuleConflict",
-                format!(
-                    "Security rule {name} conflicts with rule {other}. Rules cannot have the same Priority and Direction."
-                ),
-            ));
-        }
-        seen.push((priority, direction, name));
-    }
-    Ok(())
-}
-
-fn ports(text: &str) -> bool {
-    let port = |p: &str| p.parse::<u16>().ok();
-    text == "*"
-        || match text.split_once('-') {
-            None => port(text).is_some(),
-            Some((low, high)) => matches!((port(low), port(high)), (Some(l), Some(h)) if l <= h),
-        }
-}
-
-fn prefix(text: &str) -> bool {
-    const TAGS: [&str; 4] = ["*", "Internet", "VirtualNetwork", "AzureLoadBalancer"];
-    TAGS.iter().any(|t| t.eq_ignore_ascii_case(text))
-        || text.parse::<Ipv4Addr>().is_ok()
-        || text.parse::<Ipv4Net>().is_ok_and(|n| n.trunc() == n)
-}
-
-fn check_rules(id: &str, body: &Map<String, Value>) -> Result<(), Refusal> {
-    for probe in items(body, "probes") {
-        let tcp = text(probe, "/properties/protocol").is_some_and(|p| p.eq_ignore_ascii_case("Tcp"));
-        if tcp == text(probe, "/properties/requestPath").is_some() {
-            return Err(Refusal::new(
-                400,
-                "InvalidProbeRequestPath",
-                format!(
-                    "Probe {id}/probes/{} has to have a request path with protocol Http or Https, and none with Tcp.",
-                    name_of(probe)
-                ),
-            ));
-        }
-    }
-    let mut seen: Vec<(String, String, i64, &str)> = Vec::new();
-    for rule in items(body, "loadBalancingRules") {
-        let name = name_of(rule);
-        let at = |p: &str| text(rule, p).unwrap_or_default().to_ascii_lowercase();
-        let port = rule["properties"]["frontendPort"].as_i64().unwrap_or_default();
-        if rule["properties"].get("backendPort").is_none() {
-            return Err(
-                Refusal::new(400, "InvalidRequestFormat", "Cannot parse the request.").detail(
-                    "MissingJsonProperty",
-                    format!("Load balancing rule {id}/loadBalancingRules/{name} has no backendPort."),
-                ),
-            );
-        }
-        let key = (
-            at("/properties/frontendIPConfiguration/id"),
-            at("/properties/protocol"),
-            port,
-            name,
-        );
-        if let Some((.., other)) = seen.iter().find(|o| (&o.0, &o.1, o.2) == (&key.0, &key.1, key.2)) {
-            return Err(Refusal::new(
-                400,
-                "RulesUseSameFrontendPortProtocolAndIPConfig",
-                format!(
-                    "Load balancing rules {other} and {name} with the same FrontendIPConfiguration use the same protocol and port {port}."
-                ),
-            ));
-        }
-        seen.push(key);
     }
     Ok(())
 }

@@ -36,12 +36,9 @@ pub(super) struct Operation {
     pub(super) target: String,
     pub(super) effect: Effect,
     pub(super) started: Timestamp,
-    /// When it ends; `None` for one that never does.
-    pub(super) due: Option<Instant>,
     /// How it's going to fail, where it does.
     pub(super) failure: Option<Failure>,
     pub(super) ended: Option<Timestamp>,
-    /// Whether what is asked for at `Location` is the resource itself.
     namespace: &'static str,
     location: String,
 }
@@ -109,34 +106,32 @@ impl Store {
             target: id.to_owned(),
             effect,
             started: Timestamp::now(),
-            due: (!twist.never_ends).then(|| Instant::now() + self.options.settle),
             failure: twist.failure.clone(),
             ended: None,
             namespace,
             location: location.to_owned(),
         };
         self.operations.insert(name.clone(), operation);
+        if !twist.never_ends {
+            self.due.insert((Instant::now() + self.options.settle, name.clone()));
+        }
         name
     }
 
     /// Ends all operations whose time has come.
     pub(super) fn advance(&mut self) {
         let now = Instant::now();
-        let mut due: Vec<(Instant, String)> = self
-            .operations
-            .iter()
-            .filter(|(_, o)| o.ended.is_none())
-            .filter_map(|(name, o)| Some((o.due?, name.clone())))
-            .filter(|(due, _)| *due <= now)
-            .collect();
-        due.sort();
-        for (_, name) in due {
-            self.end(&name);
+        while let Some(first) = self.due.first()
+            && first.0 <= now
+        {
+            if let Some((_, name)) = self.due.pop_first() {
+                self.end(&name);
+            }
         }
     }
 
     fn end(&mut self, name: &str) {
-        let Some(operation) = self.operations.get_mut(name) else {
+        let Some(operation) = self.operations.get_mut(name).filter(|o| o.ended.is_none()) else {
             return;
         };
         operation.ended = Some(Timestamp::now());
@@ -217,7 +212,7 @@ impl Store {
         match (&operation.ended, &operation.failure) {
             (None, _) => {
                 status["status"] = json!("InProgress");
-                return Ok(Reply::with(200, status).header("Retry-After", &self.options.retry_after.to_string()));
+                return Ok(Reply::with(200, &status).header("Retry-After", &self.options.retry_after.to_string()));
             }
             (Some(ended), None) => {
                 status["status"] = json!("Succeeded");
@@ -229,7 +224,7 @@ impl Store {
                 status["error"] = failure.error();
             }
         }
-        Ok(Reply::with(200, status))
+        Ok(Reply::with(200, &status))
     }
 
     /// What an operation's `Location` answers: 202 until it ends, then its result.
@@ -245,7 +240,7 @@ impl Store {
         }
         match operation.effect {
             Effect::Settle => match self.get(&operation.target) {
-                Some(resource) => Ok(Reply::with(200, self.render(resource, &self.uses()))),
+                Some(resource) => Ok(Reply::with(200, &self.render(resource, &self.uses()))),
                 None => Ok(Reply::empty(204)),
             },
             Effect::RemoveGroup(_) | Effect::Power(_) => Ok(Reply::empty(200)),

@@ -84,7 +84,7 @@ impl Store {
     }
 
     /// A machine's `instanceView`.
-    pub(super) fn instance_view(&self, machine: &Resource) -> Value {
+    pub(super) fn instance_view(machine: &Resource) -> Value {
         let mut statuses = vec![match (&machine.state, &machine.failure) {
             (State::Failed, Some(failure)) => json!({
                 "code": format!("ProvisioningState/failed/{}", failure.code),
@@ -116,7 +116,7 @@ impl Store {
     }
 
     /// What `statusOnly=true` shows of a machine.
-    pub(super) fn render_status(&self, machine: &Resource) -> Value {
+    pub(super) fn render_status(machine: &Resource) -> Value {
         json!({
             "id": machine.id,
             "name": machine.name,
@@ -125,7 +125,7 @@ impl Store {
             "properties": {
                 "vmId": machine.properties().get("vmId"),
                 "provisioningState": machine.state.as_str(),
-                "instanceView": self.instance_view(machine),
+                "instanceView": Self::instance_view(machine),
             },
         })
     }
@@ -216,7 +216,7 @@ fn render_machine(body: &mut Map<String, Value>) {
         os.insert("requireGuestProvisionSignal".to_owned(), json!(true));
     }
     if let Some(image) = body["properties"].pointer_mut("/storageProfile/imageReference")
-        && let Some(version) = text(image, "/version").map(str::to_owned)
+        && let Some(version) = super::machine::exact_version(image)
     {
         image["exactVersion"] = json!(version);
     }

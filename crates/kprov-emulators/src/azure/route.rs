@@ -93,7 +93,6 @@ pub(super) fn route(path: &str, monitor: bool) -> (Route, Option<String>) {
         ["resourcegroups", _, "providers", namespace, plural, inner @ ..] => {
             let group = own(3);
             match (Kind::find(namespace, plural), inner) {
-                (None, _) => Route::Nowhere,
                 (Some(kind), []) => Route::List(kind, Some(group)),
                 (Some(kind), [_]) => Route::One(kind, group, own(7)),
                 (Some(kind), [_, "subnets"]) if kind.plural == "virtualNetworks" => Route::Subnets(group, own(7)),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn with(status: u16, body: Value) -> Self {
+    pub(super) fn with(status: u16, body: &Value) -> Self {
         Self {
             status,
             headers: vec![("Content-Type".to_owned(), "application/json; charset=utf-8".to_owned())],
@@ -67,7 +68,7 @@ impl Reply {
 
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
-        let mut reply = Self::with(refusal.status, json!({"error": refusal.error()}));
+        let mut reply = Self::with(refusal.status, &json!({"error": refusal.error()}));
         if let Some(seconds) = refusal.retry_after {
             reply = reply.header("Retry-After", &seconds.to_string());
         }
@@ -442,7 +443,7 @@ fn without_token(shared: &Shared, call: &Call, body: &Bytes) -> Option<Reply> {
                 },
                 None => Reply::with(
                     404,
-                    json!({"error": {"code": "BlobNotFound", "message": "The specified blob does not exist."}}),
+                    &json!({"error": {"code": "BlobNotFound", "message": "The specified blob does not exist."}}),
                 ),
             })
         }
@@ -545,7 +546,8 @@ pub(super) fn escaped(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~$".contains(&byte) {
             out.push(char::from(byte));
         } else {
-            out.push_str(&format!("%{byte:02X}"));
+            // Writing to a string cannot fail.
+            let _ = write!(out, "%{byte:02X}");
         }
     }
     out

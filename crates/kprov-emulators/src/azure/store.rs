@@ -1,6 +1,6 @@
 //! What there is: resource groups, resources, operations under way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -105,6 +105,8 @@ pub(super) struct Store {
     /// By id in lower case.
     pub(super) resources: BTreeMap<String, Resource>,
     pub(super) operations: BTreeMap<String, Operation>,
+    /// When operations under way end.
+    pub(super) due: BTreeSet<(Instant, String)>,
     pub(super) catalogue: Catalogue,
     pub(super) consoles: BTreeMap<String, String>,
     /// Addresses given out by a test, by the name of the public address in lower case.
@@ -121,6 +123,7 @@ impl Store {
             groups: BTreeMap::new(),
             resources: BTreeMap::new(),
             operations: BTreeMap::new(),
+            due: BTreeSet::new(),
             catalogue: Catalogue::default(),
             consoles: BTreeMap::new(),
             given: BTreeMap::new(),
@@ -207,7 +210,7 @@ impl Uses {
     }
 
     /// What refers to this or to something inside it, itself not counted: pairs of what is referred to and what refers.
-    pub(super) fn from_outside(&self, id: &str) -> Vec<(&str, &str)> {
+    pub(super) fn outside(&self, id: &str) -> Vec<(&str, &str)> {
         let own = id.to_ascii_lowercase();
         let inside = |other: &str| other == own || other.strip_prefix(&own).is_some_and(|rest| rest.starts_with('/'));
         self.0

@@ -100,7 +100,7 @@ impl Tokens {
         let refuse = |status: u16, error: &str, number: u32, text: String| {
             Reply::with(
                 status,
-                json!({
+                &json!({
                     "error": error,
                     "error_description": format!("AADSTS{number}: {text}"),
                     "error_codes": [number],
@@ -169,7 +169,7 @@ impl Tokens {
         let token = self.own();
         Reply::with(
             200,
-            json!({"token_type": "Bearer", "expires_in": LIFE, "ext_expires_in": LIFE, "access_token": token}),
+            &json!({"token_type": "Bearer", "expires_in": LIFE, "ext_expires_in": LIFE, "access_token": token}),
         )
     }
 
@@ -178,14 +178,14 @@ impl Tokens {
         if header != Some(self.identity_header.as_str()) {
             return Reply::with(
                 401,
-                json!({"statusCode": 401, "message": "X-IDENTITY-HEADER is missing or wrong"}),
+                &json!({"statusCode": 401, "message": "X-IDENTITY-HEADER is missing or wrong"}),
             );
         }
         let token = self.own();
         let expires = Timestamp::now().as_second() + LIFE;
         Reply::with(
             200,
-            json!({
+            &json!({
                 "access_token": token, "expires_on": expires.to_string(), "resource": "https://management.azure.com/",
                 "token_type": "Bearer", "client_id": self.client,
             }),

@@ -147,15 +147,19 @@ fn interfaces_of_both_roles() {
 #[test]
 fn the_firewall_opens_two_ports_and_is_recognized() {
     let open = config(|_| {});
-    let group = security_group(&open, &names(), range(), 6443);
+    let at = |api_port| Opening {
+        api_port,
+        way_out: Some([203, 0, 113, 7].into()),
+    };
+    let group = security_group(&open, &names(), range(), at(6443));
     let rule = group.pointer("/properties/securityRules/0/properties").unwrap();
     assert_eq!(rule["destinationPortRanges"], json!(["6443", "10201"]));
     assert_eq!(rule["sourceAddressPrefix"], "Internet");
     let seen = Seen::new(Kind::SecurityGroup, group);
-    assert!(is_open(&open, &seen, 6443));
-    assert!(!is_open(&open, &seen, 443));
+    assert!(is_open(&open, &seen, at(6443)));
+    assert!(!is_open(&open, &seen, at(443)));
     let narrow = config(|s| s.access = vec!["192.0.2.0/24".parse().unwrap(), "10.0.0.1/32".parse().unwrap()]);
-    assert!(!is_open(&narrow, &seen, 6443));
+    assert!(!is_open(&narrow, &seen, at(6443)));
     // Rules that somebody else added stay.
     let mut with_another = seen.raw.clone();
     let rules = with_another
@@ -164,9 +168,16 @@ fn the_firewall_opens_two_ports_and_is_recognized() {
         .as_array_mut()
         .unwrap();
     rules.push(json!({"name": "ssh", "properties": {}}));
-    let reopened = reopened(&narrow, &Seen::new(Kind::SecurityGroup, with_another), 6443);
+    let reopened = reopened(&narrow, &Seen::new(Kind::SecurityGroup, with_another), at(6443));
     assert_eq!(reopened.pointer("/properties/securityRules/1/name").unwrap(), "ssh");
-    assert!(is_open(&narrow, &Seen::new(Kind::SecurityGroup, reopened), 6443));
+    // Machines come in by their own way out.
+    assert_eq!(
+        reopened
+            .pointer("/properties/securityRules/0/properties/sourceAddressPrefixes")
+            .unwrap(),
+        &json!(["10.0.0.1/32", "192.0.2.0/24", "203.0.113.7/32"])
+    );
+    assert!(is_open(&narrow, &Seen::new(Kind::SecurityGroup, reopened), at(6443)));
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kprov_emulators::azure::{Options, Power};
+use kprov_emulators::azure::{Fault, Options, Power, Rate, What};
 use kprov_provider::Provider as _;
-use kprov_provider::conformance::{self, Setup, World};
+use kprov_provider::conformance::{self, Setup, Trouble, World};
 use kprov_types::machine::{DataVolume, FirstBoot, MachineState, NetworkSpec};
 use kprov_types::{ClusterName, MachineName};
 
@@ -34,6 +34,42 @@ impl World for Portal<'_> {
     async fn pause(&self) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+
+    async fn trouble(&self, trouble: &Trouble) -> bool {
+        let arm = &self.0.arm;
+        arm.clear_faults();
+        arm.configure(|o| {
+            o.list_lag = Duration::ZERO;
+            o.rate = None;
+        });
+        match trouble {
+            Trouble::Over => {
+                // What would never come to run is removed, as a person would.
+                for machine in arm.virtual_machines().iter().filter(|m| m.provisioning == "Creating") {
+                    arm.delete_by_hand(&machine.id);
+                }
+            }
+            Trouble::LostReplies => {
+                for nth in (0..40).step_by(2) {
+                    arm.fault(Fault::on("PUT *", What::LoseReply).after(nth));
+                    arm.fault(Fault::on("DELETE *", What::LoseReply).after(nth));
+                }
+            }
+            Trouble::Throttling => arm.configure(|o| {
+                o.rate = Some(Rate {
+                    burst: 12.0,
+                    per_second: 400.0,
+                });
+            }),
+            // Every listing's second page is lost, for a while.
+            Trouble::CutListings => arm.fault(Fault::on("LIST *", What::LoseReply).after(1).times(3)),
+            Trouble::LateListings => arm.configure(|o| o.list_lag = Duration::from_millis(40)),
+            Trouble::NeverRunning(machine) => {
+                arm.fault(Fault::on("PUT virtualMachines", What::NeverEnds).named(machine.as_str()));
+            }
+        }
+        true
+    }
 }
 
 fn setup() -> Setup {
@@ -57,7 +93,10 @@ async fn passes() {
         ..Options::default()
     })
     .await;
-    let provider = cloud.provider();
+    let mut config = cloud.config(|_| {});
+    // For the machine that never comes to run.
+    config.operation_limit = Duration::from_millis(400);
+    let provider = kprov_provider_azure::AzureProvider::open(config).unwrap();
     conformance::all(&provider, &Portal(&cloud), &setup()).await.unwrap();
     assert_eq!(provider.name(), "azure");
     assert_eq!(cloud.resources(), BTreeSet::new());
@@ -86,6 +125,8 @@ async fn passes_in_a_group_that_is_given_and_without_public_addresses() {
         s.resource_group = Some("shared".into());
         s.private = true;
     });
+    let mut config = config;
+    config.operation_limit = Duration::from_millis(400);
     let provider = kprov_provider_azure::AzureProvider::open(config).unwrap();
     conformance::all(&provider, &Portal(&cloud), &setup()).await.unwrap();
     assert_eq!(cloud.resources(), before);

@@ -96,24 +96,23 @@ async fn up_goes_on_when_killed_while_it_looks() {
     let whole = whole().await;
     let cloud = Cloud::fast().await;
     cloud.up(CONTROL_PLANE, WORKERS).await.unwrap();
-    let reads = cloud
-        .arm
-        .record
-        .calls()
-        .iter()
-        .filter(|(name, _)| name.starts_with("GET"))
-        .map(|(_, n)| n)
-        .sum::<u64>();
-    // Reads change nothing: every seventh is as good as all.
-    for boundary in (0..reads).step_by(7) {
-        let cloud = Arc::new(Cloud::fast().await);
-        cloud.arm.fault(Fault::on("GET *", What::HangBefore).after(boundary));
-        killed(&cloud, true).await;
-        cloud.arm.clear_faults();
-        cloud.up(CONTROL_PLANE, WORKERS).await.unwrap();
-        assert_eq!(cloud.resources(), whole, "{boundary}");
-        cloud.down().await.unwrap();
-        assert_eq!(cloud.resources(), BTreeSet::new(), "{boundary}");
+    let calls = cloud.arm.record.calls();
+    for verb in ["GET", "LIST"] {
+        let of_verb = calls.iter().filter(|(name, _)| name.split(' ').next() == Some(verb));
+        let reads: u64 = of_verb.map(|(_, n)| n).sum();
+        assert!(reads > 20, "{calls:?}");
+        // Reads change nothing: every seventh is as good as all.
+        for boundary in (0..reads).step_by(7) {
+            let cloud = Arc::new(Cloud::fast().await);
+            let call = format!("{verb} *");
+            cloud.arm.fault(Fault::on(&call, What::HangBefore).after(boundary));
+            killed(&cloud, true).await;
+            cloud.arm.clear_faults();
+            cloud.up(CONTROL_PLANE, WORKERS).await.unwrap();
+            assert_eq!(cloud.resources(), whole, "{call} {boundary}");
+            cloud.down().await.unwrap();
+            assert_eq!(cloud.resources(), BTreeSet::new(), "{call} {boundary}");
+        }
     }
 }
 

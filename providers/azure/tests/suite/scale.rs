@@ -4,23 +4,21 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use kprov_emulators::azure::Options;
+use kprov_provider::Provider as _;
 
-use crate::cloud::Cloud;
+use crate::cloud::{Cloud, wanted};
 
-fn total(calls: &BTreeMap<String, u64>, of: &str) -> u64 {
-    calls
-        .iter()
-        .filter(|(name, _)| name.starts_with(of))
-        .map(|(_, n)| n)
-        .sum()
+fn reads(calls: &BTreeMap<String, u64>) -> u64 {
+    let read = |name: &str| ["GET ", "LIST "].iter().any(|verb| name.starts_with(verb));
+    calls.iter().filter(|(name, _)| read(name)).map(|(_, n)| n).sum()
 }
 
-/// Operations end before they're asked for, and lists have Azure's pages.
-async fn cloud(settle: Duration) -> Cloud {
+/// Lists have pages as long as Azure's.
+async fn cloud(settle: Duration, retry_after: u32) -> Cloud {
     Cloud::start(Options {
         settle,
         page: 1000,
-        retry_after: 1,
+        retry_after,
         ..Options::default()
     })
     .await
@@ -29,31 +27,65 @@ async fn cloud(settle: Duration) -> Cloud {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_up_with_nothing_to_do_lists_each_kind_once() {
     for workers in [0, 30] {
-        let cloud = cloud(Duration::ZERO).await;
+        let cloud = cloud(Duration::ZERO, 0).await;
         cloud.up(1, workers).await.unwrap();
         cloud.arm.record.reset();
         cloud.up(1, workers).await.unwrap();
         let calls = cloud.arm.record.calls();
         // Eight kinds, the group, and the machines' run-time states.
         assert_eq!(cloud.arm.record.total(), 10, "{calls:?}");
-        assert_eq!(total(&calls, "GET"), 10, "{calls:?}");
+        assert_eq!(reads(&calls), 10, "{calls:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_are_two_for_a_worker() {
-    let cloud = cloud(Duration::ZERO).await;
+    let cloud = cloud(Duration::ZERO, 0).await;
     cloud.up(1, 10).await.unwrap();
     let calls = cloud.arm.record.calls();
     assert_eq!(calls["PUT virtualMachines"], 11);
     assert_eq!(calls["PUT networkInterfaces"], 11);
-    assert_eq!(calls["GET skus"], 1);
+    assert_eq!(calls["LIST skus"], 1);
     cloud.arm.record.reset();
     cloud.down().await.unwrap();
     let calls = cloud.arm.record.calls();
     // Interfaces and system disks go with their machines.
     assert_eq!(calls["DELETE virtualMachines"], 11);
     assert_eq!(calls.get("DELETE networkInterfaces"), None, "{calls:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_it_would_take_is_about_what_it_takes() {
+    let cloud = cloud(Duration::ZERO, 0).await;
+    let want = wanted(&cloud.cluster, 3, 3);
+    let provider = cloud.provider();
+    let estimate = provider.estimate(&cloud.cluster, Some(&want.network), &want.disks, &want.machines);
+    let estimate = estimate.await.unwrap().unwrap();
+    cloud.arm.record.reset();
+    cloud.up(3, 3).await.unwrap();
+    let taken = cloud.arm.record.total();
+    assert!(
+        estimate.calls.abs_diff(taken) <= taken / 4,
+        "{} instead of {taken}",
+        estimate.calls
+    );
+    assert_eq!(
+        estimate.things,
+        [
+            "resource group `kprov-demo` in `westeurope`",
+            "network security group `demo`",
+            "public IP address `demo-nat`",
+            "NAT gateway `demo-nat`",
+            "virtual network `demo` with a free range",
+            "public IP address `demo-api`",
+            "load balancer `demo-api` for port 6443 from outside",
+            "managed disk `demo-cp-0-data` of 8 GiB",
+            "managed disk `demo-cp-1-data` of 8 GiB",
+            "managed disk `demo-cp-2-data` of 8 GiB",
+            "3 virtual machines `Standard_D2s_v5` of `debian-12` (control-plane), each with network interface and public IP address",
+            "3 virtual machines `Standard_D2s_v5` of `debian-12` (worker), each with network interface",
+        ]
+    );
 }
 
 /// `cargo xtask bench azure`.
@@ -67,7 +99,7 @@ async fn bench() {
     for machines in [1_usize, 10, 100] {
         let control_plane = if machines < 3 { 1 } else { 3 };
         // Each operation takes two seconds, and asks for a second between two questions.
-        let cloud = cloud(Duration::from_secs(2)).await;
+        let cloud = cloud(Duration::from_secs(2), 1).await;
         let measure = async |up: bool| {
             cloud.arm.record.reset();
             let started = Instant::now();
@@ -79,7 +111,7 @@ async fn bench() {
             done.unwrap();
             let calls = cloud.arm.record.calls();
             let all: u64 = calls.values().sum();
-            (all, all - total(&calls, "GET"), started.elapsed().as_secs_f64())
+            (all, all - reads(&calls), started.elapsed().as_secs_f64())
         };
         let (calls, writes, up) = measure(true).await;
         let (again, _, nothing) = measure(true).await;
