@@ -168,6 +168,14 @@ fn flags(node: &NodeConfig, host: &HostFacts, features: &Features) -> Vec<String
         format!("--hostname-override={}", host.name),
         format!("--node-ip={}", host.address),
     ];
+    if !node.labels.is_empty() {
+        let labels: Vec<_> = node
+            .labels
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        flags.push(format!("--node-labels={}", labels.join(",")));
+    }
     if node.role == Role::Worker {
         flags.push(format!("--bootstrap-kubeconfig={}", paths::BOOTSTRAP_KUBECONFIG));
     }

@@ -15,7 +15,7 @@ use crate::trust::Trust;
 
 /// How often the backends' file is looked at.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a ready backend is checked.
+/// How often a backend is checked that is up or slow.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long connections may go on after the balancer was told to stop.
 const GRACE: Duration = Duration::from_secs(1);
@@ -51,8 +51,8 @@ pub enum BalancerError {
 
 /// Runs a load balancer until `stop` is done.
 ///
-/// It always listens, as a load balancer does, and resets connections that no backend takes. While none is ready, it tries them
-/// all. A backends' file that
+/// It always listens, as a load balancer does, and resets connections that no backend takes within two seconds; it tries
+/// those last that are said to be down. A backends' file that
 /// cannot be read or is malformed leaves the backends as they were.
 pub async fn run_balancer(config: BalancerConfig, stop: impl Future<Output = ()>) -> Result<(), BalancerError> {
     let BalancerConfig {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HOST;
-use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -49,7 +49,7 @@ impl Checker {
             self.kept = None;
             return Outcome::TimedOut;
         };
-        outcome.unwrap_or_else(|error| classify(&error))
+        outcome.unwrap_or_else(|error| broken(&error))
     }
 
     /// A kept connection can only say yes. It may have been closed since by a server that restarted, or, where the backend
@@ -62,7 +62,10 @@ impl Checker {
             return Ok(Outcome::Ready);
         }
         self.kept = None;
-        let stream = socket::connect(self.address).await?;
+        let stream = match socket::connect(self.address).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(unconnected(&error)),
+        };
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         let stream = connector.connect(self.server_name.clone(), stream).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
@@ -79,26 +82,33 @@ impl Checker {
         sender.ready().await.map_err(io::Error::other)?;
         let response = sender.send_request(request).await.map_err(io::Error::other)?;
         let status = response.status();
-        if Limited::new(response.into_body(), BODY_LIMIT).collect().await.is_ok() {
-            self.kept = Some(sender);
-        }
-        Ok(if status == StatusCode::OK {
-            Outcome::Ready
-        } else {
-            Outcome::NotReady(status.as_u16())
-        })
+        let body = match Limited::new(response.into_body(), BODY_LIMIT).collect().await {
+            Ok(body) => {
+                self.kept = Some(sender);
+                body.to_bytes()
+            }
+            Err(_) => Bytes::new(),
+        };
+        Ok(Outcome::of_answer(status.as_u16(), &body))
     }
 }
 
-fn classify(error: &io::Error) -> Outcome {
-    if socket::is_exhaustion(error) {
-        return Outcome::Inconclusive;
-    }
+/// What it means that there is no connection.
+fn unconnected(error: &io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Outcome::Refused,
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            Outcome::TimedOut
+            Outcome::Unreachable
         }
-        _ => Outcome::Broken,
+        _ => broken(error),
+    }
+}
+
+/// What it means that a connection has failed.
+fn broken(error: &io::Error) -> Outcome {
+    if socket::is_exhaustion(error) {
+        Outcome::Inconclusive
+    } else {
+        Outcome::Broken
     }
 }

@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::discover::ListenTable;
 use crate::handover::Rest;
-use crate::health::{Outcome, REMOTE_INTERVAL};
+use crate::health::{Outcome, REMOTE_INTERVAL, Standing};
 use crate::keeper::Keeper;
 use crate::listen::keep_listening;
 use crate::policy::{Backend, Listener, Pool, WhenEmpty, candidates};
@@ -41,7 +41,7 @@ pub struct FrontConfig {
     pub local_port: Option<u16>,
     /// The remote backends to begin with ([`FrontHandle::set_remote_backends`]).
     pub remote_backends: Vec<SocketAddr>,
-    /// How often a ready remote backend is checked.
+    /// How often a remote backend is checked that is up or slow.
     pub remote_interval: Duration,
 }
 
@@ -99,10 +99,10 @@ pub enum FrontError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendState {
     /// Whether new connections may go there.
-    pub ready: bool,
+    pub standing: Standing,
     /// What the last check came to; `None` before the first.
     pub last: Option<Outcome>,
-    /// Since when `ready` is as it is.
+    /// Since when `standing` is as it is.
     pub since: Instant,
 }
 
@@ -111,7 +111,7 @@ pub struct BackendState {
 pub enum ListenerState {
     /// It accepts connections.
     Open,
-    /// It is closed, as no backend is ready.
+    /// It is closed, as no backend is usable.
     Closed,
     /// It cannot be bound, in words; tried again and again.
     Failed(String),
@@ -131,12 +131,27 @@ pub struct FrontState {
 }
 
 impl FrontState {
-    /// The backends that are ready.
+    /// The backends that are ready: up, and not slow.
     pub fn ready(&self) -> impl Iterator<Item = Backend> {
+        self.that_are(Standing::Up)
+    }
+
+    /// The backends that take connections and answer, if late: up or slow.
+    pub fn usable(&self) -> impl Iterator<Item = Backend> {
+        self.ready().chain(self.that_are(Standing::Slow))
+    }
+
+    fn that_are(&self, standing: Standing) -> impl Iterator<Item = Backend> {
         self.backends
             .iter()
-            .filter(|(_, state)| state.ready)
+            .filter(move |(_, state)| state.standing == standing)
             .map(|(backend, _)| *backend)
+    }
+
+    pub(crate) fn is_usable(&self, backend: &Backend) -> bool {
+        self.backends
+            .get(backend)
+            .is_some_and(|state| state.standing.is_usable())
     }
 
     /// Whether the local process of `revision` is ready.
@@ -157,13 +172,16 @@ impl FrontState {
         }
     }
 
-    /// Where a new connection may go, best first: [`candidates`], but for what is held or drained.
+    /// Where a new connection may go, best first: [`candidates`] among those that are up, and then among slow ones, but for what
+    /// is held or drained.
     pub(crate) fn routes(&self, listener: &Listener, cursor: usize) -> Vec<Backend> {
         let goes = |backend: &Backend| !(self.held && backend.is_local());
-        let mut routes = candidates(listener.pool, self.ready().filter(goes), cursor);
-        if routes.is_empty() && listener.when_empty == WhenEmpty::TryAll {
-            routes = candidates(listener.pool, self.backends.keys().copied().filter(goes), cursor);
-        }
+        let standings = match listener.when_empty {
+            WhenEmpty::TryAll => &[Standing::Up, Standing::Slow, Standing::Down][..],
+            _ => &[Standing::Up, Standing::Slow][..],
+        };
+        let of = |standing: &Standing| candidates(listener.pool, self.that_are(*standing).filter(goes), cursor);
+        let mut routes: Vec<_> = standings.iter().flat_map(of).collect();
         if self.draining {
             // Stable: remote ones first, each kind in its order.
             routes.sort_by_key(Backend::is_local);
@@ -251,7 +269,7 @@ impl Front {
     /// Starts a front on the current tokio runtime.
     ///
     /// [`WhenEmpty::Hold`] and [`WhenEmpty::TryAll`] listeners are bound when this returns; the others follow when a backend is
-    /// ready. The process must ignore SIGPIPE, as Rust programs do by default.
+    /// up. The process must ignore SIGPIPE, as Rust programs do by default.
     ///
     /// # Panics
     /// Outside a tokio runtime.

@@ -28,6 +28,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tracing::{info, warn};
 
 use crate::front::{BackendState, Front, FrontConfig, FrontError, FrontHandle};
+use crate::health::Standing;
 use crate::listen::{relay_on, serve};
 use crate::policy::Backend;
 use crate::proxy::{Pending, Way, Ways};
@@ -85,8 +86,21 @@ enum WayNote {
 struct BackendNote {
     backend: Backend,
     ready: bool,
+    /// It is not ready only because it is slow.
+    #[serde(default)]
+    slow: bool,
     /// For how long it has been as it is.
     for_millis: u64,
+}
+
+impl BackendNote {
+    const fn standing(&self) -> Standing {
+        match (self.ready, self.slow) {
+            (true, _) => Standing::Up,
+            (false, true) => Standing::Slow,
+            (false, false) => Standing::Down,
+        }
+    }
 }
 
 /// A front at rest: its listening sockets, its connections, and what it knew of backends. Dropping it ends them.
@@ -166,7 +180,8 @@ impl Handover {
         }
         let backends = backends.iter().map(|(backend, state)| BackendNote {
             backend: *backend,
-            ready: state.ready,
+            ready: state.standing == Standing::Up,
+            slow: state.standing == Standing::Slow,
             for_millis: u64::try_from(state.since.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
         note.backends = backends.collect();
@@ -369,7 +384,7 @@ impl Front {
         let now = Instant::now();
         let known = note.backends.into_iter().map(|note| {
             let state = BackendState {
-                ready: note.ready,
+                standing: note.standing(),
                 last: None,
                 since: now.checked_sub(Duration::from_millis(note.for_millis)).unwrap_or(now),
             };
@@ -394,5 +409,25 @@ impl Front {
             front.shared.tasks.spawn(relay_on(Arc::clone(&front.shared), relay));
         }
         Ok(front)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_of_other_versions_are_read() {
+        let read = |text: &str| serde_json::from_str::<BackendNote>(text).unwrap().standing();
+        let older = r#"{"backend":{"local":{"revision":2,"port":6443}},"ready":true,"forMillis":5}"#;
+        assert_eq!(read(older), Standing::Up);
+        assert_eq!(read(&older.replace("true", "false")), Standing::Down);
+        let slow = BackendNote {
+            backend: Backend::Remote(([10, 0, 0, 1], 6443).into()),
+            ready: false,
+            slow: true,
+            for_millis: 5,
+        };
+        assert_eq!(read(&serde_json::to_string(&slow).unwrap()), Standing::Slow);
     }
 }

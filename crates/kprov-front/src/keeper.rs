@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::check::Checker;
 use crate::discover::ListenTable;
 use crate::front::{BackendState, Shared, Wanted};
-use crate::health::{Health, LOCAL_INTERVAL};
+use crate::health::{Health, LOCAL_INTERVAL, Standing};
 use crate::policy::Backend;
 
 /// How often this machine's listening sockets are listed.
@@ -117,12 +117,12 @@ impl Keeper {
                     Backend::Remote(_) => self.remote_interval,
                 };
                 let health = if let Some(known) = self.known.remove(backend) {
-                    Health::known(known.ready, known.since, interval)
+                    Health::known(known.standing, known.since, interval)
                 } else {
                     info!(%backend, "front: backend found");
                     let now = Instant::now();
                     let state = BackendState {
-                        ready: false,
+                        standing: Standing::Down,
                         last: None,
                         since: now,
                     };
@@ -170,14 +170,14 @@ async fn keep_checking(
         let now = Instant::now();
         let changed = health.observe(outcome, now);
         if changed {
-            info!(%backend, ready = health.is_ready(), reason = %outcome, "front: backend changed");
+            info!(%backend, standing = %health.standing(), reason = %outcome, "front: backend changed");
         }
         shared.state.send_if_modified(|state| {
             let Some(known) = state.backends.get_mut(&backend) else {
                 return false;
             };
             let new = BackendState {
-                ready: health.is_ready(),
+                standing: health.standing(),
                 last: Some(outcome),
                 since: if changed { now } else { known.since },
             };

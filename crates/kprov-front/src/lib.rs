@@ -6,8 +6,8 @@
 //! in for a cloud's load balancer, is the same thing ([`run_balancer`]).
 //!
 //! It never looks into what it carries, never ends a connection that works, and never sends a connection to a backend
-//! whose `/readyz` has not answered 200. Its owner may be replaced while it runs ([`Handover`]). Start reading at [`policy`], which decides where a connection goes, and
-//! [`health`], which decides what is ready: both are pure. [`Front`] puts them to work.
+//! whose `/readyz` has not answered 200 (but for [`WhenEmpty::TryAll`]), and never turns clients away because a backend is slow. Its owner may be replaced while it runs ([`Handover`]). Start reading at [`policy`], which decides where a connection goes, and
+//! [`health`], which decides who is up, slow or down: both are pure. [`Front`] puts them to work.
 
 mod balancer;
 mod check;

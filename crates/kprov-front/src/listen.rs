@@ -21,7 +21,9 @@ use crate::socket::{self, EXHAUSTION_PAUSE};
 const BIND_PAUSE: Duration = Duration::from_millis(500);
 /// How long a connection that a [`WhenEmpty::Close`] listener has already accepted waits when its backend went away.
 const ACCEPTED_HOLD: Duration = Duration::from_secs(1);
-/// How long a held connection waits before it tries again backends that are said to be ready and refused it.
+/// How long a [`WhenEmpty::TryAll`] connection that nobody takes goes on trying.
+const TRY_ALL_HOLD: Duration = Duration::from_secs(2);
+/// How long a held connection waits before it tries again backends that it could go to and that refused it.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one listener until the front stops, and leaves its socket to whom the front is handed over.
@@ -130,7 +132,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: Listener, client: TcpSt
             relay_on(shared, relay).await;
         }
         Some(None) => {
-            debug!(address = %listener.address, "front: no backend is ready");
+            debug!(address = %listener.address, "front: no backend takes the connection");
             socket::reset_on_close(&client);
         }
         None if shared.handing_over.load(Ordering::SeqCst) => shared.rest().waiting.push((listener.address, client)),
@@ -172,7 +174,7 @@ pub(crate) async fn relay_on(shared: Arc<Shared>, mut relay: Relay) {
 async fn connect(shared: &Shared, listener: Listener) -> Option<(Backend, TcpStream)> {
     let patience = match listener.when_empty {
         WhenEmpty::Close => ACCEPTED_HOLD,
-        WhenEmpty::TryAll => Duration::ZERO,
+        WhenEmpty::TryAll => TRY_ALL_HOLD,
         WhenEmpty::Hold(hold) | WhenEmpty::CloseUnlessStarting(hold) => hold,
     };
     let mut deadline = tokio::time::Instant::now() + patience;
@@ -196,7 +198,10 @@ async fn connect(shared: &Shared, listener: Listener) -> Option<(Backend, TcpStr
                     if socket::is_exhaustion(&error) {
                         break;
                     }
-                    shared.tally(backend).suspect.notify_one();
+                    // One that is down is checked all the time anyway.
+                    if state.borrow().is_usable(&backend) {
+                        shared.tally(backend).suspect.notify_one();
+                    }
                 }
             }
         }

@@ -51,13 +51,13 @@ impl fmt::Display for Backend {
 pub enum Pool {
     /// This machine's own revisions only.
     Local,
-    /// This machine's own revisions, and the remote ones when none of them is ready.
+    /// This machine's own revisions, and then the remote ones.
     LocalThenRemote,
     /// The remote ones only.
     Remote,
 }
 
-/// What a listener does when none of its backends is ready.
+/// What a listener does when none of its backends is usable ([`Standing`](crate::health::Standing)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenEmpty {
     /// It stops listening until one is, so that a load balancer's TCP check fails at once.
@@ -65,10 +65,10 @@ pub enum WhenEmpty {
     /// It stops listening too, but not while a process of this machine listens that is not ready yet: then it is as with
     /// [`WhenEmpty::Hold`].
     CloseUnlessStarting(Duration),
-    /// It accepts, waits this long for one to become ready, and then resets the connection. Zero resets at once.
+    /// It accepts, waits this long for one to become usable, and then resets the connection. Zero resets at once.
     Hold(Duration),
-    /// It accepts, and tries all of them whether they are ready or not, as cloud load balancers do ("fail open", in AWS' words): a
-    /// backend whose health checks have to wait may still take connections that can wait longer.
+    /// It accepts, and tries those that are down too, as cloud load balancers do ("fail open", in AWS' words), for two seconds
+    /// before it resets the connection: what refused it may be about to take it.
     TryAll,
 }
 
@@ -87,7 +87,7 @@ impl Listener {
     /// How long loopback clients are held while nothing is ready.
     pub const LOOPBACK_HOLD: Duration = Duration::from_secs(5);
 
-    /// A control-plane machine's own address: this machine's revisions, closed while none is ready.
+    /// A control-plane machine's own address: this machine's revisions, closed while none is usable.
     pub fn machine(address: IpAddr) -> Self {
         Self {
             address: SocketAddr::new(address, ports::API),
@@ -119,10 +119,10 @@ impl Listener {
     }
 }
 
-/// The backends to try for one new connection, best first: the highest ready revision and then the lower ones; then the
-/// ready remotes, beginning with the one that `cursor` points at.
+/// The backends to try for one new connection, best first: the highest revision and then the lower ones; then the
+/// remotes, beginning with the one that `cursor` points at.
 ///
-/// `ready` lists the backends that are ready, in any order. A caller that raises `cursor` by one for each connection gets
+/// `ready` lists the backends that are equally well, in any order. A caller that raises `cursor` by one for each connection gets
 /// round robin.
 pub fn candidates(pool: Pool, ready: impl IntoIterator<Item = Backend>, cursor: usize) -> Vec<Backend> {
     let (mut local, mut remote): (Vec<_>, Vec<_>) = ready.into_iter().partition(Backend::is_local);

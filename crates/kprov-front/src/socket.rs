@@ -42,6 +42,10 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     )?;
     // Connections of an earlier listener on this address may still be there.
     socket.set_reuse_address(true)?;
+    if address.is_ipv4() {
+        // A virtual address is another machine's at times: this one has to listen when it comes (IP_FREEBIND in ip(7)).
+        socket.set_freebind_v4(true)?;
+    }
     tune(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use kprov_front::health::Standing;
 use kprov_front::{
     Backend, BalancerConfig, BalancerFile, Front, FrontConfig, FrontError, Listener, ListenerState, Pool, WhenEmpty,
     run_balancer,
@@ -214,7 +215,10 @@ async fn a_killed_backend_takes_no_later_connection_with_it() -> Result<()> {
     third.kill().await;
     assert_eq!(pki.who(address).await?, "127.64.0.2");
     until(&front, "the killed ones to leave", |s| {
-        !s.backends.contains_key(&local(3, port)) && s.backends.get(&Backend::Remote(killed)).is_some_and(|b| !b.ready)
+        !s.backends.contains_key(&local(3, port))
+            && s.backends
+                .get(&Backend::Remote(killed))
+                .is_some_and(|b| b.standing == Standing::Down)
     })
     .await;
     for visitor in visitors {

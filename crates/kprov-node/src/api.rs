@@ -77,6 +77,8 @@ pub async fn client_at(identity: Identity, address: SocketAddr) -> Result<Client
 }
 
 async fn config(identity: Identity) -> Result<Config, ApiError> {
+    // In a build of the whole workspace there are two providers of cryptography; one has to be chosen.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let rotated = match identity {
         Identity::Kubelet => files::read_if_there(Utf8Path::new(paths::KUBELET_CLIENT))?,
         _ => None,

@@ -69,7 +69,10 @@ impl Machine {
             MachineName::new(name.to_string_lossy().to_lowercase()).map_err(ConfigError::Name)
         };
         let name = config.machine.clone().map_or_else(host_name, Ok)?;
-        let address = host::own_address(&config.endpoint).ok_or_else(|| ConfigError::NoAddress {
+        let found = config
+            .address
+            .or_else(|| host::own_address(&config.endpoint, config.virtual_address));
+        let address = found.ok_or_else(|| ConfigError::NoAddress {
             endpoint: config.endpoint.host.clone(),
         })?;
         Ok(Self { config, name, address })

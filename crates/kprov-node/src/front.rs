@@ -13,14 +13,20 @@ use tokio::sync::watch;
 use crate::config::Machine;
 use crate::nodes::Nodes;
 
-/// Starts the front: on loopback, and on a control-plane machine on its own address too. Goes on with the connections of the
+/// Starts the front: on loopback, and on a control-plane machine on its own address and the virtual one too. Goes on with the connections of the
 /// kprov-node that ran in this process before, if there was one.
 pub fn start(machine: &Machine) -> Result<FrontHandle, FrontError> {
     let ca = machine.config.ca.clone();
     let config = match machine.config.role {
         Role::ControlPlane => {
-            let own = Listener::machine(machine.address.into());
-            FrontConfig::control_plane(vec![own, Listener::control_plane_loopback()], ca)
+            let addresses = [Some(machine.address), machine.config.virtual_address];
+            let mut listeners: Vec<_> = addresses
+                .into_iter()
+                .flatten()
+                .map(|address| Listener::machine(address.into()))
+                .collect();
+            listeners.push(Listener::control_plane_loopback());
+            FrontConfig::control_plane(listeners, ca)
         }
         Role::Worker => FrontConfig::worker(vec![Listener::worker_loopback()], ca),
     };

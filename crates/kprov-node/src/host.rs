@@ -164,19 +164,20 @@ fn has_capability(status: &str, number: u32) -> bool {
 }
 
 /// This machine's own address: the one it sends from on its default route, or on the route to `endpoint` where there is
-/// no default route. No packet is sent to find out.
-pub fn own_address(endpoint: &Endpoint) -> Option<Ipv4Addr> {
-    default_gateway(&read("/proc/net/route"))
-        .and_then(source_towards)
-        .or_else(|| {
-            let addresses = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().ok()?;
-            addresses
-                .filter_map(|a| match a.ip() {
-                    IpAddr::V4(v4) => Some(v4),
-                    IpAddr::V6(_) => None,
-                })
-                .find_map(source_towards)
-        })
+/// no default route; never `virtual_address`, which it may have for the moment. No packet is sent to find out.
+pub fn own_address(endpoint: &Endpoint, virtual_address: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let own = |target| source_towards(target).filter(|source| Some(*source) != virtual_address);
+    default_gateway(&read("/proc/net/route")).and_then(own).or_else(|| {
+        let addresses = (endpoint.host.as_str(), endpoint.port).to_socket_addrs().ok()?;
+        let addresses = addresses.filter_map(|a| match a.ip() {
+            IpAddr::V4(v4) => Some(u32::from(v4)),
+            IpAddr::V6(_) => None,
+        });
+        // Packets to a virtual address that this machine has are sent from that; those to its neighbours aren't.
+        addresses
+            .flat_map(|address| [address, address ^ 1, address ^ 2].map(Ipv4Addr::from))
+            .find_map(own)
+    })
 }
 
 /// The address that packets to `target` are sent from.

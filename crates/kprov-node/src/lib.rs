@@ -29,11 +29,13 @@ pub mod nodes;
 pub mod paths;
 pub mod podnet;
 pub mod release;
+pub mod reset;
 pub mod standby;
 pub mod status;
 pub mod supervise;
 #[cfg(test)]
 mod testing;
+pub mod vip;
 pub mod volume;
 
 /// The environment variable that is set where another kprov-node has started this one: everything before [`node::run`] is done.

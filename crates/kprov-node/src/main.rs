@@ -13,7 +13,7 @@ use kprov_node::config::{self, Machine};
 use kprov_node::etcd::{self, EtcdClient, Snapshots};
 use kprov_node::host::Host;
 use kprov_node::node::{self, End};
-use kprov_node::{https, paths, podnet};
+use kprov_node::{https, paths, podnet, reset};
 use kprov_types::MachineName;
 use kprov_types::api::RestoreOrder;
 use kprov_types::node::{NODE_CONFIG_PATH, SetupStatus};
@@ -45,6 +45,9 @@ enum Command {
     Check,
     /// Print how far the machine is, as JSON.
     Status,
+    /// Make this a plain host again: end and remove everything that kprov-node has started and put here, but for etcd's data
+    /// disk. kprov-node must not run.
+    Reset,
     /// Print the version.
     Version,
     /// Snapshots of etcd on this control-plane machine, for when there is no API; else use `kprov etcd`.
@@ -107,6 +110,17 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             let text = std::fs::read_to_string(paths::STATUS).context("kprov-node does not run here")?;
             let status: SetupStatus = serde_json::from_str(&text).context("the status file is not understood")?;
             writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+        }
+        Command::Reset => {
+            let left = reset::reset()?;
+            for line in &left {
+                writeln!(out, "{line}")?;
+            }
+            return Ok(if left.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(1)
+            });
         }
         Command::Version => writeln!(out, "{}", env!("CARGO_PKG_VERSION"))?,
         Command::Etcd { command } => etcd_command(command, &mut out)?,

@@ -35,7 +35,7 @@ use crate::release::{Current, HostFiles, Installation};
 use crate::standby::{Serve, Standby};
 use crate::status::Status;
 use crate::supervise::{self, Places, Supervised};
-use crate::{files, front, kubelet, paths};
+use crate::{files, front, kubelet, paths, vip};
 
 /// How long the setup endpoint tells that the machine is set up before it closes.
 const FAREWELL: Duration = Duration::from_mins(1);
@@ -63,6 +63,8 @@ struct Node {
     control: watch::Sender<Option<ControlParts>>,
     /// Asks for another release to be started.
     switch: mpsc::Sender<Switch>,
+    /// The virtual address, on a control-plane machine of a cluster that has one.
+    virtual_address: Option<vip::Handle>,
 }
 
 /// Why the machine is not run any longer.
@@ -123,14 +125,18 @@ pub async fn run(config_path: &Utf8Path, stop: CancellationToken) -> anyhow::Res
         status.bundle(endpoint::bundle_digest(bundle)?);
     }
     let (switch, mut switches) = mpsc::channel(1);
+    let bundle = watch::Sender::new(stored);
+    let seen = NodesSeen::new(machine.name.clone());
+    let virtual_address = keep_virtual_address(&machine, &front, &bundle, &seen);
     let node = Node {
         host: Arc::new(host),
         cri: Cri::new(Utf8Path::new(paths::CONTAINERD_SOCKET)),
         files: HostFiles::new(),
         images: Images::new(),
         front,
-        bundle: watch::Sender::new(stored),
-        nodes: NodesSeen::new(machine.name.clone()),
+        bundle,
+        nodes: seen,
+        virtual_address,
         disk,
         trial: watch::Sender::new(trial),
         control: watch::Sender::new(None),
@@ -167,6 +173,9 @@ pub async fn run(config_path: &Utf8Path, stop: CancellationToken) -> anyhow::Res
         }
     };
     tracing::info!("stopping; containers go on running");
+    if let (Ok(None) | Err(_), Some(address)) = (&ended, &node.virtual_address) {
+        address.release().await;
+    }
     tasks.shutdown().await;
     while let Some(child) = children.pop() {
         Supervised::stop(child).await;
@@ -175,6 +184,24 @@ pub async fn run(config_path: &Utf8Path, stop: CancellationToken) -> anyhow::Res
         Some(switch) => Ok(End::Replace(node.switch_to(switch).await)),
         None => Ok(End::Stopped),
     }
+}
+
+/// Takes part in the election of who has the virtual address, on a control-plane machine of a cluster that has one.
+fn keep_virtual_address(
+    machine: &Machine,
+    front: &FrontHandle,
+    bundle: &watch::Sender<Option<Arc<Bundle>>>,
+    nodes: &NodesSeen,
+) -> Option<vip::Handle> {
+    let address = machine.config.virtual_address?;
+    let settings = vip::Settings {
+        address,
+        own: machine.address,
+        name: machine.name.clone(),
+        directory: paths::RUN.into(),
+    };
+    let take_part = || vip::Handle::start(settings, front.watch(), bundle.subscribe(), nodes.all.subscribe());
+    (machine.config.role == Role::ControlPlane).then(take_part)
 }
 
 impl Node {
@@ -216,6 +243,9 @@ impl Node {
         // A Node's heartbeat is told in whole seconds: the old kubelet's last must not pass for the new one's.
         while Timestamp::now().as_second() <= stopped {
             tokio::time::sleep(SOON).await;
+        }
+        if let Some(address) = &self.virtual_address {
+            address.bridge().await;
         }
         if let Err(error) = self.front.hand_over().await.leave() {
             tracing::error!(%error, "the front's connections are lost");

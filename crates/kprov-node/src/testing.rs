@@ -72,6 +72,8 @@ pub(crate) fn machine() -> Machine {
         cluster: "demo".parse().unwrap(),
         machine: Some(name.clone()),
         role: Role::ControlPlane,
+        address: None,
+        labels: std::collections::BTreeMap::new(),
         endpoint: endpoint(),
         ca: "ca".into(),
         release: ReleaseSource {
@@ -89,6 +91,7 @@ pub(crate) fn machine() -> Machine {
         }),
         data: None,
         network: network(),
+        virtual_address: None,
         taint: false,
     };
     Machine {

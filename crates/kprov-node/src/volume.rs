@@ -95,9 +95,11 @@ async fn mount_device(candidates: &[String]) -> Result<(), VolumeError> {
     {
         return Ok(());
     }
-    // Device names may change from boot to boot; the label of a disk that was formatted here does not.
+    // Device names may change from boot to boot; the label of a disk that was formatted here does not. A stable name is better
+    // still: another disk may have the label of a cluster that was here before.
+    let stable = candidates.iter().any(|path| path.starts_with("/dev/disk/by-"));
     let labelled = format!("/dev/disk/by-label/{LABEL}");
-    let device = if Utf8Path::new(&labelled).exists() {
+    let device = if !stable && Utf8Path::new(&labelled).exists() {
         labelled
     } else {
         appearance(candidates).await?

@@ -129,7 +129,8 @@ pub enum Decision {
     },
 }
 
-/// Decides at `now`. `me` is unique to this process: what it finds under its name it has written itself.
+/// Decides at `now`. `me` is unique to this process and to those before it that are surely dead ([`crate::supervise`]): what it
+/// finds under its name nobody else acts by.
 pub fn decide(lease: &Seen, me: &str, now: Instant) -> Decision {
     match &lease.holder {
         Holder::Nobody => Decision::Take,
@@ -218,7 +219,8 @@ pub struct Elector {
 }
 
 impl Elector {
-    /// An operator that wants the lead by the Lease `name` in `namespace`. `me` has to be unique to this process.
+    /// An operator that wants the lead by the Lease `name` in `namespace`. `me` has to be unique, as for
+    /// [`decide`].
     pub fn new(client: Client, namespace: &str, name: &str, me: String, terms: Terms) -> Self {
         Self {
             leases: Api::namespaced(client, namespace),

@@ -4,10 +4,11 @@
 //! when that is called, and by whom: of several operators one [leads](election), and only it writes. It must never remember
 //! anything that matters: it may be killed between any two instructions, and another goes on from what it sees.
 //!
-//! Start reading at [`operate`], then [`election`].
+//! Start reading at [`operate`], then [`election`]. [`supervise`] keeps it running.
 
 pub mod election;
 pub mod health;
 pub mod metrics;
 pub mod operate;
 pub mod options;
+pub mod supervise;

@@ -25,6 +25,7 @@ use crate::election::{Elector, Leadership, TermsError, chain};
 use crate::health::{Health, router};
 use crate::metrics::{Metrics, action_name};
 use crate::options::Options;
+use crate::supervise::random;
 
 /// A pass is made at least so often while something is under way: deadlines come without any change of the cluster.
 const BUSY: Duration = Duration::from_secs(1);
@@ -71,6 +72,8 @@ pub enum OperateError {
 ///
 /// The operator can't begin. Once it has, whatever goes wrong is tried again.
 pub async fn operate(mut config: Config, options: &Options, stop: CancellationToken) -> Result<(), OperateError> {
+    // Where other crates have rustls built with another provider too, it does not choose. A second time nothing changes.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let terms = options.terms()?;
     // Every pass is a try of its own; 429 is how the API refuses an eviction.
     config.default_retry = false;
@@ -81,7 +84,10 @@ pub async fn operate(mut config: Config, options: &Options, stop: CancellationTo
             address: options.listen,
             source,
         })?;
-    let me = unique(&options.identity)?;
+    let me = match &options.worker {
+        Some(start) => start.name(&options.identity),
+        None => format!("{}_{}", options.identity, random().map_err(OperateError::Random)?),
+    };
     let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
     let answers = axum::serve(listener, router(health.clone(), Arc::clone(&metrics)));
     let answers = tokio::spawn(answers.into_future());
@@ -129,13 +135,6 @@ pub async fn operate(mut config: Config, options: &Options, stop: CancellationTo
     synced.abort();
     answers.abort();
     Ok(())
-}
-
-/// A name that no other process has had.
-fn unique(identity: &str) -> Result<String, OperateError> {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).map_err(OperateError::Random)?;
-    Ok(format!("{identity}_{}", hex::encode(bytes)))
 }
 
 /// A client of the API server on one machine.

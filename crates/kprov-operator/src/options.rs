@@ -7,6 +7,7 @@ use clap::Parser;
 use jiff::SignedDuration;
 
 use crate::election::{Terms, TermsError};
+use crate::supervise::Start;
 
 /// The longest that a request to the API may take once it was begun: [`kprov_upgrade::kubernetes::KubeCluster`] gives up then.
 pub const REQUEST: Duration = Duration::from_secs(10);
@@ -27,6 +28,9 @@ pub struct Options {
     /// How often the lead is renewed, and looked at by who waits for it.
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     pub renew_interval: Duration,
+    /// This process does the work, and was started for that by the container's first one, which passes this on.
+    #[arg(long, hide = true, value_name = "START")]
+    pub worker: Option<Start>,
 }
 
 impl Options {

@@ -204,7 +204,14 @@ pub async fn stopped_machines_are_started(provider: &dyn Provider, world: &dyn W
                 .until("the machine is seen as stopped", &setup.cluster, stopped)
                 .await?;
             let after = trial.make(&setup.cluster, 0).await?;
-            trial.same("starting it again", &after, &before)
+            // Clouds give a machine another public address each time it starts.
+            let inside = |mut o: Observed| {
+                for machine in &mut o.machines {
+                    machine.external_address = None;
+                }
+                o
+            };
+            trial.same("starting it again", &inside(after), &inside(before))
         })
         .await
 }

@@ -150,7 +150,8 @@ fn present(wanted: &Wanted, observed: &Observed) -> Result<Plan, PlanError> {
     let mut missing = Vec::new();
     for spec in &wanted.machines {
         match machines.get(&spec.name).map(|m| (&m.state, m.address)) {
-            None | Some((MachineState::Stopped, _)) => missing.push(spec.clone()),
+            // Of one that can't be asked, the provider's own attempt says best what is wrong.
+            None | Some((MachineState::Stopped | MachineState::Unknown(_), _)) => missing.push(spec.clone()),
             Some((MachineState::Pending, _) | (MachineState::Running, None)) => {
                 plan.waiting.push(Waiting::Pending(spec.name.clone()));
             }

@@ -1,5 +1,6 @@
 //! What a person asks for: the cluster file, as written ([`ClusterFile`]) and as checked ([`ClusterSpec`]).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -237,6 +238,12 @@ pub struct PlannedMachine {
     pub size: Option<String>,
     /// Its image, in the provider's terms; the provider's default where left out.
     pub image: Option<String>,
+    /// Its address inside the cluster, where that is laid down and not the machine's to tell.
+    pub address: Option<Ipv4Addr>,
+    /// The address it's reached by from outside, where that is known beforehand.
+    pub reached: Option<Ipv4Addr>,
+    /// Labels of its Node.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The pods' range of one machine, as a prefix length.
@@ -328,6 +335,9 @@ impl ClusterFile {
                     zone: None,
                     size: size.clone(),
                     image: image.clone(),
+                    address: None,
+                    reached: None,
+                    labels: BTreeMap::new(),
                 })
                 .collect::<Vec<_>>()
         };
@@ -441,8 +451,9 @@ fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 }
 
 impl ClusterSpec {
-    /// The same with the machines that an inventory names, instead of counts.
-    pub fn with_hosts(mut self, hosts: Vec<PlannedMachine>) -> Result<Self, SpecError> {
+    /// The same with the machines that an inventory names, instead of counts. `schedulable` is whether the inventory wants
+    /// ordinary pods on control-plane machines; what the cluster file says goes before that.
+    pub fn with_hosts(mut self, hosts: Vec<PlannedMachine>, schedulable: bool) -> Result<Self, SpecError> {
         let control_plane = hosts.iter().filter(|h| h.role == Role::ControlPlane).count();
         if !matches!(control_plane, 1 | 3 | 5) {
             return refuse(
@@ -451,7 +462,8 @@ impl ClusterSpec {
             );
         }
         check_network(&self.network, u32::try_from(hosts.len()).unwrap_or(u32::MAX))?;
-        self.schedulable_control_plane = self.schedulable.unwrap_or(hosts.len() == control_plane);
+        let without_workers = hosts.len() == control_plane;
+        self.schedulable_control_plane = self.schedulable.unwrap_or(schedulable || without_workers);
         self.machines = hosts;
         Ok(self)
     }

@@ -174,6 +174,8 @@ pub enum MachineState {
     Terminating,
     /// Will never run; in words.
     Failed(String),
+    /// Can't be asked, in words (a host that doesn't answer): whether it exists is known as little as whether it runs.
+    Unknown(String),
 }
 
 /// Everything a provider finds of one cluster.

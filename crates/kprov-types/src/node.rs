@@ -1,7 +1,8 @@
 //! What a machine is told: its first-boot configuration, and for control-plane machines the bundle.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,12 @@ pub struct NodeConfig {
     pub machine: Option<MachineName>,
     /// The machine's role.
     pub role: Role,
+    /// The machine's own address in the cluster, where it's not the one that it sends from by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// Labels that its Node registers with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// The API endpoint that clients outside use; workers' fronts begin with it.
     pub endpoint: Endpoint,
     /// The cluster CA's certificate, PEM.
@@ -42,6 +49,9 @@ pub struct NodeConfig {
     pub data: Option<DataVolume>,
     /// What every machine of the cluster must agree on.
     pub network: NodeNetwork,
+    /// On control-plane machines: the address of the API that one of them at a time has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_address: Option<Ipv4Addr>,
     /// Register with the `node-role.kubernetes.io/control-plane:NoSchedule` taint.
     #[serde(default)]
     pub taint: bool,

@@ -9,6 +9,8 @@ pub const API: u16 = 6443;
 pub const NODE_SETUP: u16 = 10201;
 /// Where `kprov up` and `kprov release serve` offer a release payload to machines.
 pub const RELEASE: u16 = 10202;
+/// UDP: where control-plane machines agree on who has the virtual address.
+pub const VIRTUAL_ADDRESS: u16 = 10203;
 /// etcd's client port.
 pub const ETCD_CLIENT: u16 = 2379;
 /// etcd's peer port.

@@ -475,6 +475,7 @@ fn definition_spec(plural: &str) -> Value {
 }
 
 fn client(url: &str, user: Option<&str>) -> Result<Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut config = Config::new(url.parse()?);
     config.accept_invalid_certs = true;
     config.auth_info.token = Some(TOKEN.to_owned().into());

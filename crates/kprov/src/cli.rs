@@ -1,10 +1,14 @@
 //! The command line as clap sees it: definitions only, no logic.
 
+mod boot;
+
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kprov_types::api::MaxUnavailable;
 use kprov_types::cluster::Provider;
-use kprov_types::{ClusterName, KubernetesVersion};
+use kprov_types::{ClusterName, KubernetesVersion, MachineName};
+
+pub(crate) use boot::{BootCommand, BootImageArgs, BootServeArgs};
 
 /// Launch self-hosted Kubernetes clusters, and change their version through the Kubernetes API.
 ///
@@ -115,6 +119,12 @@ pub(crate) enum Command {
     /// Make, check and offer release payloads.
     #[command(subcommand)]
     Release(ReleaseCommand),
+    /// Boot hosts without an operating system over the network.
+    #[command(subcommand)]
+    Boot(BootCommand),
+    /// Check inventories of bare-metal hosts, and take hosts out of a cluster.
+    #[command(subcommand)]
+    Inventory(InventoryCommand),
     /// Print the JSON Schema of cluster files.
     Schema,
     /// Print a shell's completion script.
@@ -287,6 +297,9 @@ pub(crate) struct ClusterArgs {
     /// AWS: the profile in the shared configuration files.
     #[arg(long, value_name = "PROFILE")]
     pub profile: Option<String>,
+    /// The hosts of a bare-metal cluster: kprov's own inventory file, or an Ansible inventory (YAML or INI) as it is.
+    #[arg(long, value_name = "FILE")]
+    pub inventory: Option<Utf8PathBuf>,
 }
 
 /// Arguments of `plan`.
@@ -320,6 +333,9 @@ pub(crate) struct UpArgs {
     /// Which signatures are trusted.
     #[command(flatten)]
     pub trust: TrustArgs,
+    /// Wipe the data disk of this bare-metal host if it holds something; may be given more than once.
+    #[arg(long, value_name = "HOST")]
+    pub wipe: Vec<MachineName>,
     /// Show how long each step took.
     #[arg(long)]
     pub timings: bool,
@@ -351,6 +367,9 @@ pub(crate) struct DownArgs {
     /// Don't ask.
     #[arg(short, long)]
     pub yes: bool,
+    /// Switch bare-metal hosts off that have a management controller, once nothing of the cluster is left on them.
+    #[arg(long)]
+    pub power_off: bool,
     /// How the result is printed.
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -415,6 +434,49 @@ pub(crate) enum ReleaseCommand {
         /// File to write the private key to.
         #[arg(short, long, value_name = "FILE")]
         out: Utf8PathBuf,
+    },
+}
+
+/// The `inventory` commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum InventoryCommand {
+    /// Check an inventory, then try every host in it.
+    ///
+    /// A host is tried by logging in and looking: nothing is changed. Exit code 1 if any can't be used.
+    Check {
+        /// kprov's own inventory file, or an Ansible inventory (YAML or INI).
+        file: Utf8PathBuf,
+        /// The cluster that the hosts may belong to already.
+        #[arg(long, value_name = "NAME")]
+        name: Option<ClusterName>,
+        /// Check the file alone, and try no host.
+        #[arg(long)]
+        offline: bool,
+        /// How many hosts are tried at once.
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        parallel: usize,
+        /// How the result is printed.
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Print the JSON Schema of kprov's own inventory files.
+    Schema,
+    /// Take a worker out of its cluster: its Node goes, and all that kprov put on the host.
+    ///
+    /// Drain it first (`kubectl drain`), if pods are to leave in good order. Take it out of the inventory file too, or the
+    /// next `up` sets it up again.
+    Remove {
+        /// The host.
+        host: MachineName,
+        /// Which cluster.
+        #[command(flatten)]
+        name: NameArgs,
+        /// Don't ask.
+        #[arg(short, long)]
+        yes: bool,
+        /// How the result is printed.
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 

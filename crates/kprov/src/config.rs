@@ -38,6 +38,7 @@ pub(crate) fn load(
         network,
         region,
         profile,
+        inventory,
     } = args;
     let (mut file, mut base_release) = match (path, name) {
         (Some(path), _) => {
@@ -83,6 +84,14 @@ pub(crate) fn load(
     }
     if let Some(v) = release {
         base_release = Some(v.clone());
+    }
+    // Kept with the cluster, and so found from anywhere.
+    let named = spec.baremetal.inventory.as_deref().map(Utf8Path::new);
+    let beside = path.as_deref().and_then(Utf8Path::parent).unwrap_or(Utf8Path::new(""));
+    if let Some(inventory) = inventory.clone().or_else(|| named.map(|named| beside.join(named))) {
+        let absolute =
+            camino::absolute_utf8(&inventory).or_hint(format!("can't find `{inventory}`"), "check the path")?;
+        spec.baremetal.inventory = Some(absolute.into_string());
     }
     let checked = file.validate().or_hint(
         path.as_ref().map_or_else(
@@ -145,6 +154,9 @@ mod tests {
         let mut count = 0;
         for entry in workspace("examples").read_dir_utf8().unwrap() {
             let path = entry.unwrap().into_path();
+            if path.is_dir() {
+                continue;
+            }
             read(&path)
                 .unwrap()
                 .validate()

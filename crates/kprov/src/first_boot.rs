@@ -36,6 +36,8 @@ mod tests {
             cluster: ClusterName::new("demo").unwrap(),
             machine: None,
             role: Role::Worker,
+            address: None,
+            labels: std::collections::BTreeMap::new(),
             endpoint: Endpoint {
                 host: "10.0.0.1".into(),
                 port: 6443,
@@ -56,6 +58,7 @@ mod tests {
                 services: "10.96.0.0/16".parse().unwrap(),
                 dns_domain: "cluster.local".into(),
             },
+            virtual_address: None,
             taint: false,
         };
         let FirstBoot(text) = script(&config, &(Digest::from_hex(&"1".repeat(64)).unwrap(), "blobs/x".into())).unwrap();

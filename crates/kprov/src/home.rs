@@ -16,6 +16,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::commands::baremetal::KeptInventory;
 use crate::failure::{OrHint as _, UserError};
 
 /// kprov's home directory.
@@ -37,6 +38,9 @@ pub(crate) struct Record {
     /// Whether an `up` has come to its end.
     #[serde(default)]
     pub complete: bool,
+    /// The hosts, where an inventory names them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<KeptInventory>,
 }
 
 /// Everything secret, as kept.

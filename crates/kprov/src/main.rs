@@ -24,6 +24,8 @@ fn main() -> ExitCode {
     if let Some(code) = commands::machine_room(std::env::args_os().skip(1)) {
         return code;
     }
+    // A cloud's SDK brings a second provider of cryptography with it; which one is used has to be said.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = Cli::parse();
     trace(cli.global.verbose);
     match commands::run(cli) {

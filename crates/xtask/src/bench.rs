@@ -5,6 +5,7 @@ use clap::ValueEnum;
 
 use crate::payload::{self, Programs};
 use crate::run::run as execute;
+use crate::{debian, python};
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -13,7 +14,12 @@ pub(crate) enum What {
     Up,
     /// The front beside a direct connection: latency and throughput.
     Front,
+    /// A hundred hosts set up by SSH, beside Ansible doing the same.
+    Baremetal,
 }
+
+/// What sets hosts up for comparison.
+const ANSIBLE: &[&str] = &["ansible-core==2.16.14"];
 
 pub(crate) fn run(what: What) -> Result<()> {
     match what {
@@ -30,6 +36,18 @@ pub(crate) fn run(what: What) -> Result<()> {
                     "front-bench",
                 ]),
         ),
+        What::Baremetal => {
+            debian::install(&["openssh-client", "openssh-server"])?;
+            let programs = Programs::build(true)?;
+            let ansible = python::venv("ansible", ANSIBLE)?.join("bin/ansible-playbook");
+            execute(
+                crate::run::cargo()
+                    .env("CARGO_TARGET_DIR", crate::cache::target()?)
+                    .args(["run", "--locked", "--release", "-p", "kprov-provider-baremetal"])
+                    .args(["--example", "setup-bench", "--"])
+                    .args([programs.dir.join("kprov"), programs.dir.join("kprov-node"), ansible]),
+            )
+        }
         What::Up => {
             payload::host_packages()?;
             let programs = Programs::build(true)?;

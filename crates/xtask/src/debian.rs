@@ -96,6 +96,16 @@ impl Apt {
         command
     }
 
+    /// The package that another one depends on, by how its name begins.
+    pub(crate) fn dependency(&self, package: &str, begins: &str) -> Result<String> {
+        let text = output(self.command("apt-cache").args(["depends", package]))?;
+        let depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        depends
+            .map(str::to_owned)
+            .find(|name| name.starts_with(begins))
+            .with_context(|| format!("`{package}` depends on no `{begins}...`"))
+    }
+
     /// Downloads packages and unpacks them below `root`, without installing them.
     pub(crate) fn unpack(&self, packages: &[&str], root: &Utf8Path) -> Result<()> {
         let debs = self.dir.join("debs");

@@ -316,6 +316,20 @@ fn debian_host_programs() -> Result<Utf8PathBuf> {
     Ok(root)
 }
 
+/// Debian's kernel for virtual machines with its modules, unpacked and not installed: below `boot` and `lib/modules`.
+pub(crate) fn debian_kernel() -> Result<Utf8PathBuf> {
+    let root = cache::dir()?.join("debian-kernel");
+    let done = root.join(".done");
+    if !done.exists() {
+        remove(&root)?;
+        let apt = Apt::new(cache::dir()?.join("apt"))?;
+        let package = apt.dependency("linux-image-cloud-amd64", "linux-image-")?;
+        apt.unpack(&[&package], &root)?;
+        std::fs::write(done, "")?;
+    }
+    Ok(root)
+}
+
 /// Kubernetes from Debian's source package, built with Debian's Go: 6 to 15 minutes on 2 cores, then cached.
 pub(crate) fn debian_kubernetes() -> Result<Utf8PathBuf> {
     let root = cache::dir()?.join(format!("debian-kubernetes-{DEBIAN_KUBERNETES}-{BUILD}"));

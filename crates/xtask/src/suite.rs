@@ -10,11 +10,32 @@ use crate::run::{cargo, output, run};
 use crate::{azure, cache, cloud_init, debian, deps, python, upgrades};
 
 /// What the tests themselves call.
-const TEST_PACKAGES: &[&str] = &["curl", "ignition", "openssl", "procps", "util-linux"];
+const TEST_PACKAGES: &[&str] = &[
+    "curl",
+    "ignition",
+    "openssh-client",
+    "openssh-server",
+    "openssl",
+    "procps",
+    "sudo",
+    "util-linux",
+];
+/// What hosts boot over the network with, and the machine that stands in for one.
+const BOOT_PACKAGES: &[&str] = &[
+    "binutils",
+    "busybox-static",
+    "dnsmasq-base",
+    "e2fsprogs",
+    "ipxe-qemu",
+    "qemu-system-x86",
+];
+/// A management controller by somebody else.
+const SUSHY: &[&str] = &["sushy-tools==2.2.0"];
 
 pub(crate) fn run_suite(full: bool) -> Result<()> {
     payload::host_packages()?;
     debian::install(TEST_PACKAGES)?;
+    debian::install(BOOT_PACKAGES)?;
     let target = cache::target()?;
     run(cargo().args(["fmt", "--all", "--check"]))?;
     deps::run()?;
@@ -64,7 +85,10 @@ fn variables(programs: &Programs) -> Result<Vec<(&'static str, String)>> {
     let moto = python::venv(python::MOTO.0, python::MOTO.1)?.join("bin/moto_server");
     let binaries = payload.binaries.clone().unwrap_or_default();
     let payloads: Vec<_> = std::iter::once(payload).chain(releases).collect();
+    let sushy = python::venv("sushy", SUSHY)?.join("bin/sushy-emulator");
     let mut variables = vec![
+        ("KPROV_TEST_BOOT_KERNEL", payload::debian_kernel()?.into_string()),
+        ("KPROV_TEST_SUSHY", sushy.into_string()),
         ("KPROV_BIN", programs.dir.to_string()),
         ("KPROV_TEST_BINARIES", binaries.into_string()),
         ("KPROV_TEST_CLOUD_INIT", cloud_init.into_string()),

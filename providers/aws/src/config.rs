@@ -145,7 +145,7 @@ mod tests {
             ("aws.region", |c| c.settings.region = Some("Frankfurt".into())),
             ("aws.region", |c| c.settings.region = Some("eu-central-1a".into())),
             ("aws.endpointUrl", |c| {
-                c.settings.endpoint_url = Some("localhost:5000".into())
+                c.settings.endpoint_url = Some("localhost:5000".into());
             }),
             ("aws.vpc", |c| c.settings.vpc = Some("main".into())),
             ("aws.rootDiskGib", |c| c.settings.root_disk_gib = Some(1)),

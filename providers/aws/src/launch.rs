@@ -1,12 +1,14 @@
 //! Calls of `RunInstances`: which machines go into one, in which zone, and what when that zone is full.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use aws_sdk_ec2::types as ec2;
+use ipnet::Ipv4Net;
 use kprov_provider::ProviderError;
 use kprov_types::machine::{DiskSpec, MachineSpec};
-use kprov_types::{ClusterName, MachineName};
+use kprov_types::{ClusterName, MachineName, Role};
 
 use crate::Shared;
 use crate::catalog::{self, Catalog};
@@ -14,12 +16,12 @@ use crate::client::tags;
 use crate::config::InstanceProfile;
 use crate::disks;
 use crate::error::{CallError, failed};
-use crate::machines::{Seen, generation};
+use crate::machines::{Seen, by_name, generation};
 use crate::model::{Image, Instance, InstanceState, Net, Part, Volume};
 use crate::series::Series;
 use crate::spread::Spread;
 use crate::translate::{self, MACHINE, NAME, ROLE};
-use crate::user_data;
+use crate::user_data::{self, Facts};
 
 /// How often a token may turn out to be that of an instance that is gone.
 const GENERATIONS: u32 = 8;
@@ -290,9 +292,12 @@ impl Call<'_> {
         let subnet = subnets.get(*zone).ok_or_else(missing)?;
         let group = seen.net.groups.get(&Part::Machines).ok_or_else(missing)?;
         let address = volume.and_then(|v| v.address).filter(|a| subnet.cidr.contains(a));
-        let volume = volume.map(|v| v.id.as_str());
-        let data =
-            user_data::compose(series, &spec.first_boot.0, volume, image.ignition).map_err(Refused::Otherwise)?;
+        let facts = Facts {
+            volume: volume.map(|v| v.id.clone()),
+            hosts: hosts(shared, seen, spec.role),
+            ignition: image.ignition,
+        };
+        let data = user_data::compose(series, &spec.first_boot.0, &facts).map_err(Refused::Otherwise)?;
         let name = series.to_string();
         let own = [(MACHINE, name.as_str()), (NAME, &name), (ROLE, spec.role.as_str())];
         // At least one: where a zone has room for some, the others are made by the next round, in other zones.
@@ -334,6 +339,26 @@ impl Call<'_> {
             Err(error) => Err(error),
         })
     }
+}
+
+/// Where the load balancer lets only some in, machines with public addresses are not among them: they would come from the
+/// internet, each with an address that nobody knows beforehand. Workers are told the control-plane machines' own addresses
+/// for the load balancer's name instead.
+fn hosts(shared: &Shared, seen: &Seen, role: Role) -> Vec<(Ipv4Addr, String)> {
+    let settings = &shared.settings;
+    if role == Role::ControlPlane || settings.private || settings.access.contains(&Ipv4Net::default()) {
+        return Vec::new();
+    }
+    let Some(balancer) = &seen.net.balancer else {
+        return Vec::new();
+    };
+    let mut addresses: Vec<Ipv4Addr> = by_name(&seen.instances)
+        .into_values()
+        .filter(|i| i.role == Role::ControlPlane)
+        .filter_map(|i| i.address)
+        .collect();
+    addresses.sort_unstable();
+    addresses.into_iter().map(|a| (a, balancer.dns.clone())).collect()
 }
 
 fn root_disk(image: &Image, gib: i32) -> ec2::BlockDeviceMapping {

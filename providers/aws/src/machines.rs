@@ -122,18 +122,22 @@ pub(crate) async fn ensure(
     }
     let catalog = Catalog::look(&shared.client, &missing).await?;
     let launches = launch::plan(&seen.net, &seen.volumes, &seen.instances, &missing)?;
-    let made = launch_all(shared, cluster, &seen, &catalog, launches).await;
+    // Workers are told where control-plane machines are, so these come first.
+    let (first, then): (Vec<Launch>, Vec<Launch>) =
+        launches.into_iter().partition(|l| l.spec.role == Role::ControlPlane);
     let mut first_error = None;
-    for result in made {
-        match result {
-            Ok(made) => {
-                seen.instances.extend(made.instances);
-                if let Some(moved) = made.volume {
-                    seen.volumes.retain(|v| v.machine != moved.machine);
-                    seen.volumes.push(moved);
+    for launches in [first, then] {
+        for result in launch_all(shared, cluster, &seen, &catalog, launches).await {
+            match result {
+                Ok(made) => {
+                    seen.instances.extend(made.instances);
+                    if let Some(moved) = made.volume {
+                        seen.volumes.retain(|v| v.machine != moved.machine);
+                        seen.volumes.push(moved);
+                    }
                 }
+                Err(error) => first_error = first_error.or(Some(error)),
             }
-            Err(error) => first_error = first_error.or(Some(error)),
         }
     }
     // What was made is finished even where other machines were not.

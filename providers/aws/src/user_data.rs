@@ -1,6 +1,7 @@
 //! What an instance is told at its first boot: its host name, then the caller's script. Pure.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use kprov_provider::{ProviderError, first_boot};
@@ -41,19 +42,29 @@ const HOST_NAME: &str = r#"if [ "$(cat /proc/sys/kernel/hostname)" != "$name" ];
 fi
 echo "$name" >/etc/hostname
 if [ -d /etc/cloud/cloud.cfg.d ]; then
-    echo 'preserve_hostname: true' >/etc/cloud/cloud.cfg.d/99-kprov.cfg
+    printf 'preserve_hostname: true\nmanage_etc_hosts: false\n' >/etc/cloud/cloud.cfg.d/99-kprov.cfg
 fi
 "#;
 
-/// User data for all instances of a series, as the API takes it. `volume` is the data volume of a machine that has one.
-pub(crate) fn compose(
-    series: &Series,
-    script: &str,
-    volume: Option<&str>,
-    ignition: bool,
-) -> Result<String, ProviderError> {
-    let text = with_name(series, script, volume)?;
-    let data = if ignition { first_boot::ignition(&text) } else { text };
+/// What an instance needs to know beside its name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    /// The data volume of a machine that has one.
+    pub(crate) volume: Option<String>,
+    /// Addresses for a name that the machine can't use as DNS has it.
+    pub(crate) hosts: Vec<(Ipv4Addr, String)>,
+    /// Whether the image is configured by Ignition.
+    pub(crate) ignition: bool,
+}
+
+/// User data for all instances of a series, as the API takes it.
+pub(crate) fn compose(series: &Series, script: &str, facts: &Facts) -> Result<String, ProviderError> {
+    let text = with_name(series, script, facts)?;
+    let data = if facts.ignition {
+        first_boot::ignition(&text)
+    } else {
+        text
+    };
     if data.len() > LIMIT {
         return Err(ProviderError::never(format!(
             "first-boot data of `{series}` has {} bytes, and EC2 takes {LIMIT}",
@@ -64,7 +75,7 @@ pub(crate) fn compose(
     Ok(base64::engine::general_purpose::STANDARD.encode(data))
 }
 
-fn with_name(series: &Series, script: &str, volume: Option<&str>) -> Result<String, ProviderError> {
+fn with_name(series: &Series, script: &str, facts: &Facts) -> Result<String, ProviderError> {
     let (shebang, rest) = script.split_once('\n').unwrap_or((script, ""));
     let interpreter = shebang.strip_prefix("#!").map(str::trim);
     if !interpreter.is_some_and(|i| i == "/bin/sh" || i == "/bin/bash") {
@@ -78,7 +89,11 @@ fn with_name(series: &Series, script: &str, volume: Option<&str>) -> Result<Stri
     }
     let _ = writeln!(text, "{}", series.shell());
     text.push_str(HOST_NAME);
-    if let Some(volume) = volume {
+    for (address, name) in &facts.hosts {
+        let line = format!("{address} {name}");
+        let _ = writeln!(text, "grep -qxF '{line}' /etc/hosts || echo '{line}' >>/etc/hosts");
+    }
+    if let Some(volume) = &facts.volume {
         let serial = volume.replace('-', "");
         let alias = ALIAS.trim_start_matches("/dev/");
         let _ = write!(
@@ -116,11 +131,17 @@ mod tests {
 
     #[test]
     fn the_name_is_set_before_the_script_runs() {
+        let facts = Facts {
+            volume: Some("vol-01".into()),
+            hosts: vec![([10, 32, 0, 4].into(), "lb.example.com".into())],
+            ignition: false,
+        };
         for (series, asks) in [("demo-cp-0", false), ("demo-worker-0..6..3", true)] {
             let series: Series = series.parse().unwrap();
-            let text = decode(&compose(&series, "#!/bin/sh\nset -eu\nrun\n", Some("vol-01"), false).unwrap());
+            let text = decode(&compose(&series, "#!/bin/sh\nset -eu\nrun\n", &facts).unwrap());
             assert!(text.starts_with("#!/bin/sh\n") && text.ends_with("set -eu\nrun\n"));
             assert_eq!(text.contains("ami-launch-index"), asks);
+            assert!(text.contains("echo '10.32.0.4 lb.example.com' >>/etc/hosts"), "{text}");
             assert!(
                 text.contains(r#"ENV{ID_SERIAL}=="*vol01*", SYMLINK+="kprov-data""#),
                 "{text}"
@@ -132,7 +153,11 @@ mod tests {
     #[test]
     fn ignition_has_the_same_script() {
         let series: Series = "demo-cp-0".parse().unwrap();
-        let text = decode(&compose(&series, "#!/bin/sh\nrun\n", None, true).unwrap());
+        let ignition = Facts {
+            ignition: true,
+            ..Facts::default()
+        };
+        let text = decode(&compose(&series, "#!/bin/sh\nrun\n", &ignition).unwrap());
         assert!(text.starts_with('{') && text.contains("3.3.0"));
     }
 
@@ -141,11 +166,11 @@ mod tests {
         let series: Series = "demo-cp-0".parse().unwrap();
         let long = format!("#!/bin/sh\n{}", "x".repeat(LIMIT));
         assert!(
-            compose(&series, &long, None, false)
+            compose(&series, &long, &Facts::default())
                 .unwrap_err()
                 .message
                 .contains("16384")
         );
-        assert!(compose(&series, "#!/usr/bin/python3\n", None, false).is_err());
+        assert!(compose(&series, "#!/usr/bin/python3\n", &Facts::default()).is_err());
     }
 }

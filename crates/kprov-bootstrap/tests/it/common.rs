@@ -77,6 +77,8 @@ pub(crate) fn node_config(role: Role, taint: bool) -> NodeConfig {
         cluster: ClusterName::new("demo").unwrap(),
         machine: None,
         role,
+        address: None,
+        labels: std::collections::BTreeMap::new(),
         endpoint: Endpoint {
             host: "10.77.0.1".into(),
             port: 6443,
@@ -90,6 +92,7 @@ pub(crate) fn node_config(role: Role, taint: bool) -> NodeConfig {
         setup: None,
         data: None,
         network: network(),
+        virtual_address: None,
         taint,
     }
 }

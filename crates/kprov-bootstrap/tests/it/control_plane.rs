@@ -168,6 +168,7 @@ impl Plane {
     }
 
     async fn client(&self, credentials: Credentials<'_>) -> Result<Client> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         Ok(Client::try_from(self.config(credentials).await?)?)
     }
 

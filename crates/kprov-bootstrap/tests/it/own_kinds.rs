@@ -204,6 +204,7 @@ impl Plane {
 
     /// A client that is the operator.
     async fn operator(&self) -> Result<Client> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let pair = pki::setup_admin(&self.bundle.secrets, Timestamp::now())?;
         let mut config = self.config(Credentials::Inline(&pair)).await?;
         config.auth_info.impersonate = Some(format!("system:serviceaccount:kube-system:{OPERATOR}"));

@@ -247,6 +247,13 @@ impl Proxy {
         {
             *value = size.to_string();
         }
+        // moto starts as few as it may.
+        if call.action == "RunInstances"
+            && let Some(most) = call.field("MaxCount")
+            && let Some((_, least)) = form.iter_mut().find(|(n, _)| n == "MinCount")
+        {
+            most.clone_into(least);
+        }
         let mut reply = self.send(&call.headers, &form).await?;
         let stuck = self.faults.stuck();
         let hiding = call.action.starts_with("Describe") && self.faults.any_hidden();

@@ -81,6 +81,9 @@ pub(super) async fn carry_out(proxy: &Proxy, call: Call) -> Result<Reply> {
             _ => Reply::error(400, "InvalidParameterValue", "moto can't answer this"),
         };
     }
+    if reply.status.is_success() && call.action == "DeleteSubnet" {
+        disassociate(proxy, &call).await?;
+    }
     if reply.status.is_success()
         && let Some((_, element)) = MADE.iter().find(|(action, _)| *action == call.action)
         && let Some(root) = Element::parse(&reply.body)
@@ -88,6 +91,22 @@ pub(super) async fn carry_out(proxy: &Proxy, call: Call) -> Result<Reply> {
         proxy.faults.made(root.texts(element));
     }
     Ok(reply)
+}
+
+/// A subnet that is gone uses no route table any more.
+async fn disassociate(proxy: &Proxy, call: &Call) -> Result<()> {
+    let id = call.field("SubnetId").unwrap_or_default();
+    let tables = proxy.ask(call, "DescribeRouteTables", &[]).await?;
+    let stale = items(&tables, "associationSet")
+        .into_iter()
+        .filter(|a| a.child_text("subnetId") == Some(id))
+        .filter_map(|a| a.child_text("routeTableAssociationId"));
+    for association in stale {
+        proxy
+            .ask(call, "DisassociateRouteTable", &[("AssociationId", association)])
+            .await?;
+    }
+    Ok(())
 }
 
 /// A call with a client token: the same again is answered as before, and does nothing

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ impl Pki {
     }
 }
 
-/// A backend: over TLS it answers `GET /readyz` with `status`, `WHO` with its address, `ECHO` by echoing what
+/// A backend: over TLS it answers `GET /readyz` with `status` and a body, `WHO` with its address, `ECHO` by echoing what
 /// follows, and `SUM` with the sum of all bytes once the client has ended its half. Without TLS, what begins with `E` is
 /// echoed and what begins with `S` summed up, first byte included.
 pub struct TestBackend {
@@ -106,6 +106,8 @@ pub struct TestBackend {
     pub status: Arc<AtomicU16>,
     /// How many `WHO` and `ECHO` it was asked.
     pub asked: Arc<AtomicUsize>,
+    delay: Arc<AtomicU64>,
+    body: Arc<Mutex<String>>,
     accepting: Option<JoinHandle<()>>,
     connections: Arc<Mutex<HashMap<usize, JoinHandle<()>>>>,
 }
@@ -123,11 +125,15 @@ impl TestBackend {
         let address = listener.local_addr()?;
         let status = Arc::new(AtomicU16::new(status));
         let asked = Arc::new(AtomicUsize::new(0));
+        let delay = Arc::new(AtomicU64::new(0));
+        let body = Arc::new(Mutex::new("ok".to_owned()));
         let connections = Arc::new(Mutex::new(HashMap::new()));
         let server = Server {
             tls: Arc::clone(&pki.server).into(),
             status: Arc::clone(&status),
             asked: Arc::clone(&asked),
+            delay: Arc::clone(&delay),
+            body: Arc::clone(&body),
             address,
         };
         let held = Arc::clone(&connections);
@@ -154,6 +160,8 @@ impl TestBackend {
             address,
             status,
             asked,
+            delay,
+            body,
             accepting,
             connections,
         })
@@ -161,6 +169,18 @@ impl TestBackend {
 
     pub fn set_status(&self, status: u16) {
         self.status.store(status, Ordering::SeqCst);
+    }
+
+    /// From now on `/readyz` says this.
+    pub fn say(&self, status: u16, body: &str) {
+        body.clone_into(&mut self.body.lock().expect("not poisoned"));
+        self.set_status(status);
+    }
+
+    /// From now on each answer takes so long.
+    pub fn set_delay(&self, delay: Duration) {
+        self.delay
+            .store(delay.as_millis().try_into().expect("short"), Ordering::SeqCst);
     }
 
     pub fn asked(&self) -> usize {
@@ -200,10 +220,16 @@ struct Server {
     tls: TlsAcceptor,
     status: Arc<AtomicU16>,
     asked: Arc<AtomicUsize>,
+    delay: Arc<AtomicU64>,
+    body: Arc<Mutex<String>>,
     address: SocketAddr,
 }
 
 impl Server {
+    async fn think(&self) {
+        tokio::time::sleep(Duration::from_millis(self.delay.load(Ordering::SeqCst))).await;
+    }
+
     async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
         let mut first = [0];
         if stream.peek(&mut first).await? == 0 {
@@ -227,12 +253,15 @@ impl Server {
             }
             match line.trim() {
                 "" => {
+                    self.think().await;
                     let status = self.status.load(Ordering::SeqCst);
-                    let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: 2\r\n\r\nok");
+                    let body = self.body.lock().expect("not poisoned").clone();
+                    let answer = format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                     stream.write_all(answer.as_bytes()).await?;
                 }
                 "WHO" => {
                     self.asked.fetch_add(1, Ordering::SeqCst);
+                    self.think().await;
                     stream.write_all(format!("{}\n", self.address.ip()).as_bytes()).await?;
                 }
                 "ECHO" => {

@@ -366,7 +366,14 @@ impl OwnMember {
             Err(error) => status.message = crate::chain(&error),
         }
         status.members = members.map_or(0, |members| u32::try_from(members.len()).unwrap_or(u32::MAX));
-        status.alarms = alarms.unwrap_or_default();
+        match alarms {
+            Ok(alarms) => status.alarms = alarms,
+            // Not knowing of an alarm is not the same as there being none.
+            Err(error) => {
+                status.healthy = false;
+                status.message = format!("it does not tell its alarms: {}", crate::chain(&error));
+            }
+        }
         if let Ok(Some(FailedImage { message, .. })) = read_json(&self.places.failure()) {
             status.message = message;
         }
@@ -509,9 +516,9 @@ impl OwnMember {
         }
     }
 
-    /// This machine's API servers that are ready.
+    /// This machine's API servers that answer, if late.
     pub(super) fn api_servers(&self) -> Vec<Backend> {
-        self.front.watch().borrow().ready().filter(Backend::is_local).collect()
+        self.front.watch().borrow().usable().filter(Backend::is_local).collect()
     }
 
     /// Waits until one of these API servers says that it is ready, and the front knows it.
@@ -529,7 +536,7 @@ impl OwnMember {
                 let address = server.address();
                 let name = ServerName::from(address.ip());
                 let answer = https::get_status(&tls, address, name, "/readyz", READY_LIMIT).await;
-                let known = self.api_servers().contains(server);
+                let known = self.front.watch().borrow().ready().any(|ready| ready == *server);
                 if known && answer.is_ok_and(|status| status.is_success()) {
                     return;
                 }

@@ -7,6 +7,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures::future::join_all;
 use jiff::Timestamp;
 use kprov_bootstrap::paths as kubernetes;
+use kprov_front::health::Standing;
 use kprov_front::{Backend, FrontState};
 use kprov_types::api::{ApiServerStatus, CertificateExpiry};
 use kprov_types::ports;
@@ -31,14 +32,21 @@ const STEP: u64 = 256;
 pub(super) async fn follow_api_servers(mut front: watch::Receiver<FrontState>, report: Report) {
     // By revision, with when the front saw it change last: another process may have taken its place.
     let mut versions: BTreeMap<u16, (std::time::Instant, String)> = BTreeMap::new();
+    let mut times: BTreeMap<u16, (std::time::Instant, Timestamp)> = BTreeMap::new();
     loop {
         let seen = local(&front.borrow_and_update());
+        // Told once for each change: a time that is reckoned anew would differ by a little every time.
+        times.retain(|revision, (since, _)| seen.get(revision).is_some_and(|(_, now)| now == since));
+        for (revision, (_, since)) in &seen {
+            times.entry(*revision).or_insert_with(|| (*since, time_of(*since)));
+        }
         versions.retain(|revision, (since, _)| seen.get(revision).is_some_and(|(_, now)| now == since));
         let tell = |versions: &BTreeMap<u16, (std::time::Instant, String)>| {
             let one = |(revision, (ready, _)): (&u16, &(bool, std::time::Instant))| ApiServerStatus {
                 revision: *revision,
                 ready: *ready,
                 version: versions.get(revision).map(|(_, v)| v.clone()).unwrap_or_default(),
+                since: times.get(revision).map(|(_, time)| *time),
             };
             let now: Vec<_> = seen.iter().map(one).collect();
             report.set(|status| status.api_servers = now);
@@ -71,10 +79,18 @@ pub(super) async fn follow_api_servers(mut front: watch::Receiver<FrontState>, r
     }
 }
 
+/// The time of day, in whole seconds, of an instant that has passed.
+fn time_of(instant: std::time::Instant) -> Timestamp {
+    let now = Timestamp::now();
+    let passed = jiff::SignedDuration::try_from(instant.elapsed()).unwrap_or_default();
+    let then = now.saturating_sub(passed).unwrap_or(now);
+    Timestamp::from_second(then.as_second()).unwrap_or(now)
+}
+
 /// The local revisions: whether each is ready, and since when it is so.
 fn local(front: &FrontState) -> BTreeMap<u16, (bool, std::time::Instant)> {
     let one = |(backend, state): (&Backend, &kprov_front::BackendState)| match backend {
-        Backend::Local { revision, .. } => Some((*revision, (state.ready, state.since))),
+        Backend::Local { revision, .. } => Some((*revision, (state.standing == Standing::Up, state.since))),
         Backend::Remote(_) => None,
     };
     front.backends.iter().filter_map(one).collect()

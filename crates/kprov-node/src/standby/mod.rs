@@ -115,7 +115,7 @@ pub struct ApiSeen {
     pub serve: bool,
     /// This machine's self-hosted API server.
     pub self_hosted: SelfHosted,
-    /// How long no API server has answered, here or on another machine; `None` while one does.
+    /// How long no API server has answered, here or on another machine; `None` while one does, or is only slow.
     pub silent: Option<Duration>,
 }
 

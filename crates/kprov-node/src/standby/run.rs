@@ -9,6 +9,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kprov_bootstrap::manifests::NAMESPACE;
 use kprov_bootstrap::paths as kubernetes;
+use kprov_front::health::Standing;
 use kprov_front::{Backend, FrontState, ListenTable};
 use kprov_types::node::Member;
 use kprov_types::ports;
@@ -156,7 +157,7 @@ impl Standby {
     /// runs, and then nothing else keeps them.
     async fn keep_images(self) {
         loop {
-            let silent = self.front.borrow().ready().next().is_none();
+            let silent = self.front.borrow().usable().next().is_none();
             tokio::time::sleep(if silent { CALM } else { IMAGES }).await;
             // At first boot they are on their way.
             let stored = if Self::first_boot() { Ok(None) } else { store::read() };
@@ -256,7 +257,8 @@ impl Standby {
     }
 }
 
-/// Whether any API server answers, and how this machine's self-hosted one is.
+/// Whether any API server answers, if late, and how this machine's self-hosted one is. A slow one is no reason for another one,
+/// which would take from it what it lacks; nor is it a proof that it can do without the standby.
 fn look_at_front(front: &FrontState) -> (bool, SelfHosted) {
     let own = front.backends.iter().filter_map(|(backend, state)| match backend {
         Backend::Local { revision, .. } if *revision > ports::STANDBY_REVISION => Some(state),
@@ -266,11 +268,11 @@ fn look_at_front(front: &FrontState) -> (bool, SelfHosted) {
     for state in own {
         self_hosted = match self_hosted {
             SelfHosted::Ready(since) => SelfHosted::Ready(since),
-            _ if state.ready => SelfHosted::Ready(state.since.elapsed()),
+            _ if state.standing == Standing::Up => SelfHosted::Ready(state.since.elapsed()),
             _ => SelfHosted::Starting,
         };
     }
-    (front.ready().next().is_some(), self_hosted)
+    (front.usable().next().is_some(), self_hosted)
 }
 
 /// The standby of one component that is led by Lease.
@@ -296,6 +298,7 @@ impl Leader {
         let (api, api_listens) = {
             let front = self.standby.front.borrow_and_update();
             let listens = front.backends.keys().any(Backend::is_local);
+            // Not a slow one: while the Lease cannot be read or renewed in time, nothing follows from its age.
             (front.ready().next().is_some(), listens)
         };
         self.api_since = if api {

@@ -75,6 +75,8 @@ fn address() -> Ipv4Addr {
 impl ApiServer {
     /// Starts one from a directory of binaries, and waits until it's ready.
     pub(crate) async fn start(binaries: &Path) -> Result<Self> {
+        // As the operator does.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let root = tempfile::tempdir()?;
         let path = |name: &str| root.path().join(name).display().to_string();
         fs::write(path("tokens"), format!("{TOKEN},test,test,system:masters\n"))?;

@@ -12,3 +12,4 @@ mod election;
 mod memory;
 mod operator;
 mod rights;
+mod supervise;

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::api_server::{ApiServer, binaries};
 use crate::cluster::{api, create, make_release, release, settings, token, until};
+use crate::supervise::worker_of;
 
 /// Requests at once while machines are made.
 const AT_ONCE: usize = 48;
@@ -48,9 +49,15 @@ impl Drop for Program {
 }
 
 impl Program {
-    /// A line of `/proc/<pid>/status`, in MiB.
+    /// A line of `/proc/<pid>/status`, in MiB: the container's first process and its worker together.
     fn mib(&self, field: &str) -> Result<f64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let first = self.0.id();
+        let worker = worker_of(first)?.context("no worker")?;
+        Ok(Self::mib_of(first, field)? + Self::mib_of(worker, field)?)
+    }
+
+    fn mib_of(id: u32, field: &str) -> Result<f64> {
+        let text = fs::read_to_string(format!("/proc/{id}/status"))?;
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));

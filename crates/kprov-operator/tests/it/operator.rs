@@ -39,6 +39,7 @@ impl Running {
             identity: name.to_owned(),
             lease_duration: Duration::from_secs(15),
             renew_interval: Duration::from_secs(1),
+            worker: None,
         };
         let (config, stop) = (server.config(&token), CancellationToken::new());
         let stopped = stop.clone();

@@ -219,6 +219,9 @@ pub struct ApiServerStatus {
     /// The version it reports; empty until it answers.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub version: String,
+    /// Since when it's ready or not, as the machine saw it; older kprov-nodes don't tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
 }
 
 /// A snapshot of etcd on disk.

@@ -243,7 +243,7 @@ impl KubeCluster {
         if let Some(pod) = optional(self.access.read(api.get(&failure.instance)).await)? {
             let seen = facts::pod(&pod);
             let of_this = seen.workload.is_some_and(|w| w.as_str() == failure.component);
-            return Ok(of_this && seen.ready && seen.trouble.is_none());
+            return Ok(of_this && seen.ready && seen.trouble.is_none() && self.says_so(&seen, failure).await?);
         }
         let Ok(machine) = MachineName::new(failure.instance.as_str()) else {
             return Ok(false);
@@ -264,6 +264,22 @@ impl KubeCluster {
         let runs = told.running.as_ref() == Some(&failure.release);
         // Anything about the machine but its own programs has to be judged by the planner.
         Ok(failure.component == KUBELET && runs && told.failure.is_none() && facts::node(&node).ready)
+    }
+
+    /// Whether an API server's own process is what its kubelet takes it for; of all else the kubelet's word is enough.
+    async fn says_so(&self, pod: &facts::PodFacts, failure: &FailedRelease) -> Result<bool, ClusterError> {
+        let (true, Some(machine)) = (pod.workload == Some(Workload::ApiServer), &pod.machine) else {
+            return Ok(true);
+        };
+        let Some(object) = self.access.get(&super::cache::MACHINES, machine).await? else {
+            return Ok(false);
+        };
+        let value = serde_json::to_value(&object).unwrap_or_default();
+        let status = SlimAny::deserialize(value)
+            .ok()
+            .and_then(|object| facts::machine(&object).status);
+        let version = &failure.release.version;
+        Ok(status.is_some_and(|status| super::observe::says(&status, pod, version)))
     }
 
     /// The last lines that what failed has printed.

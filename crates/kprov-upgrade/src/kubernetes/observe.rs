@@ -285,6 +285,12 @@ fn instance(facts: &Facts, workload: Workload, name: &str, pod: &PodFacts, curre
         Workload::ApiServer => api_server_says(facts, pod, &release),
         _ => true,
     };
+    // Where kubelet and the process disagree, the time runs since the process said so: one late answer is no failure yet.
+    let disagree = if pod.ready && !said {
+        said_since(facts, pod)
+    } else {
+        None
+    };
     Instance {
         name: name.to_owned(),
         machine: pod.machine.as_ref().and_then(|m| MachineName::new(m.as_str()).ok()),
@@ -292,7 +298,7 @@ fn instance(facts: &Facts, workload: Workload, name: &str, pod: &PodFacts, curre
         revision: pod.revision,
         created: pod.created,
         ready: pod.ready && said,
-        ready_since: pod.ready_since,
+        ready_since: disagree.map_or(pod.ready_since, |since| since.max(pod.ready_since)),
         leaving: pod.leaving,
         trouble: pod.trouble.clone(),
     }
@@ -302,12 +308,21 @@ fn instance(facts: &Facts, workload: Workload, name: &str, pod: &PodFacts, curre
 /// asks it. The kubelet's word alone may be about a process that is no more.
 fn api_server_says(facts: &Facts, pod: &PodFacts, release: &ReleaseRef) -> bool {
     let machine = pod.machine.as_ref().and_then(|m| facts.machines.get(m));
-    let Some(status) = machine.and_then(|m| m.status.as_ref()) else {
-        return false;
-    };
-    status.api_servers.iter().any(|server| {
-        server.revision == pod.revision && server.ready && same_version(&server.version, &release.version)
-    })
+    let status = machine.and_then(|m| m.status.as_ref());
+    status.is_some_and(|status| says(status, pod, &release.version))
+}
+
+/// Since when a machine tells what it tells of an API server's pod.
+fn said_since(facts: &Facts, pod: &PodFacts) -> Option<Timestamp> {
+    let machine = pod.machine.as_ref().and_then(|m| facts.machines.get(m))?;
+    let servers = &machine.status.as_ref()?.api_servers;
+    servers.iter().find(|s| s.revision == pod.revision)?.since
+}
+
+/// Whether a machine tells that the process of an API server's pod is ready and of a version.
+pub(super) fn says(status: &MachineStatus, pod: &PodFacts, version: &KubernetesVersion) -> bool {
+    let mut servers = status.api_servers.iter();
+    servers.any(|s| s.revision == pod.revision && s.ready && same_version(&s.version, version))
 }
 
 /// Whether an API server of a machine answers: its self-hosted one, or the standby. Of a machine that has told nothing yet its

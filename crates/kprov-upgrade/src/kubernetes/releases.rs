@@ -56,17 +56,26 @@ impl Checked {
 }
 
 /// The releases that a planner is given. Of several of one version that nothing is of yet it's given the one that is meant:
-/// of `desired`, that of digest `meant`; else the one that was made last, among those that are verified.
+/// of `desired`, that of digest `meant`; else the one that was made last, among those that are verified. A digest that is known
+/// to be of another version was meant for that one, and stayed when another was asked for: it says nothing then.
 pub(super) fn choose<'a>(
     checked: impl Iterator<Item = &'a Checked>,
     in_use: &BTreeSet<ReleaseRef>,
     desired: &str,
     meant: Option<&Digest>,
 ) -> Vec<KnownRelease> {
+    let checked: Vec<&Checked> = checked.collect();
     let mut chosen = Vec::new();
     let mut fresh: BTreeMap<KubernetesVersion, (bool, Timestamp, KnownRelease)> = BTreeMap::new();
     let desired: Option<KubernetesVersion> = desired.trim().parse().ok();
-    for checked in checked {
+    let of_another = |digest: &&Digest| {
+        let known = checked.iter().filter_map(|c| c.known()).map(|k| k.release);
+        known
+            .into_iter()
+            .any(|r| r.digest == **digest && Some(&r.version) != desired.as_ref())
+    };
+    let meant = meant.filter(|digest| !of_another(digest));
+    for checked in checked.iter().copied() {
         let Some(known) = checked.known() else { continue };
         if in_use.contains(&known.release) {
             chosen.push(known);
@@ -373,6 +382,11 @@ mod tests {
             "what is asked for, even if it can't be had"
         );
         assert_eq!(chosen(&[0], None), [release(0), release(1)], "what runs stays known");
+        // The digest of what was asked for before: another version's says nothing of this one, an unknown one does.
+        let meant_before = |digest: &Digest| choose(all.iter(), &BTreeSet::new(), "1.37.0", Some(digest)).len();
+        assert_eq!(meant_before(&release(2).digest), 1);
+        let of_desired = |digest: &Digest| choose(all.iter(), &BTreeSet::new(), "1.36.3", Some(digest)).len();
+        assert_eq!(of_desired(&Digest::from_bytes([7; 32])), 0);
     }
 
     /// A signature file as `kprov release create` writes it.

@@ -43,7 +43,8 @@ pub(super) fn render(
         } else {
             Some(current.digest.clone())
         },
-        paused: plan.state == State::Paused,
+        // As asked for, also where there is nothing to hold.
+        paused: input.wanted.paused,
         phase: phase(&plan.state).to_owned(),
         message: message(input, plan),
         conditions: previous.conditions.clone(),
@@ -498,6 +499,9 @@ fn upgradeable(input: &Input, plan: &Plan) -> Verdict {
             return Verdict::no("ReleaseFailed", message);
         }
         State::Upgrading | State::Reverting => return Verdict::no("InProgress", "a change is under way"),
+        State::Paused if input.observed.hop_started.is_some() => {
+            return Verdict::no("InProgress", "a change is under way, and paused");
+        }
         State::Idle | State::Preparing | State::Paused => {}
     }
     let force = &input.wanted.force;

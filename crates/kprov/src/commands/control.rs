@@ -83,7 +83,11 @@ pub(super) async fn rollback(context: &Context, args: RollbackArgs) -> Result<()
         .hint("a finished minor can't be undone; `kprov etcd restore` goes back to the snapshot taken before it")
         .into());
     }
-    let update = objects::patch_spec(&access, json!({ "desiredVersion": current, "paused": false })).await?;
+    let update = objects::patch_spec(
+        &access,
+        json!({ "desiredVersion": current, "release": status.current_release, "paused": false }),
+    )
+    .await?;
     if detach {
         return print::raw(&format!(
             "cluster `{}` goes back to {current}; `kprov status` shows it\n",

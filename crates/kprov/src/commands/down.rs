@@ -7,7 +7,7 @@ use kprov_types::ClusterName;
 use kprov_types::machine::Leftover;
 use serde::Serialize;
 
-use super::{Context, providers};
+use super::{Context, power, providers};
 use crate::cli::DownArgs;
 use crate::failure::UserError;
 use crate::print;
@@ -21,7 +21,12 @@ struct Removed {
 }
 
 pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
-    let DownArgs { name, yes, output } = args;
+    let DownArgs {
+        name,
+        yes,
+        power_off,
+        output,
+    } = args;
     let home = context.home.pick(name.name.as_ref())?;
     let record = home.record()?;
     let provider = providers::open_known(context, record.as_ref()).await?;
@@ -45,6 +50,13 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
         left = provider.leftovers(&home.name).await?;
     }
     context.reporter.done("");
+    let hosts = record
+        .and_then(|record| record.inventory)
+        .map(|kept| kept.inventory.hosts);
+    let still_on = match (&hosts, left.is_empty() && power_off) {
+        (Some(hosts), true) => power::off(&context.reporter, hosts).await,
+        _ => Vec::new(),
+    };
     if left.is_empty() {
         drop(lock);
         home.forget()?;
@@ -55,6 +67,13 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
         left,
     };
     print::result(output.output, &removed, human)?;
+    if let Some((host, error)) = still_on.into_iter().next() {
+        let message = format!(
+            "cluster `{}` is gone, but host `{}` has power still: {error}",
+            removed.name, host.name
+        );
+        return Err(UserError::new(message).hint(error.hint()).into());
+    }
     if removed.left.is_empty() {
         Ok(())
     } else {

@@ -104,10 +104,6 @@ async fn restore(context: &Context, access: &Access, name: &str, yes: bool) -> R
     if !yes && !confirmed(&access.name, snapshot)? {
         return Err(UserError::new("nothing was changed").into());
     }
-    let update = objects::version_update(access).await?;
-    let current = status_of(&update)
-        .current_version
-        .unwrap_or(update.spec.desired_version);
     context.reporter.step("", "hold upgrades");
     objects::patch_spec(access, json!({ "paused": true })).await?;
 
@@ -138,6 +134,7 @@ async fn restore(context: &Context, access: &Access, name: &str, yes: bool) -> R
 
     let deadline = tokio::time::Instant::now() + LIMIT;
     let mut missing: Vec<String> = members.keys().cloned().collect();
+    let mut held = false;
     loop {
         // The API goes away and comes back meanwhile.
         if let Ok(machines) = objects::list(access, objects::machines(&access.client)).await {
@@ -154,7 +151,12 @@ async fn restore(context: &Context, access: &Access, name: &str, yes: bool) -> R
                 .reporter
                 .message("", &format!("waits for {}", missing.join(", ")));
         }
-        if missing.is_empty() {
+        // The snapshot has what was asked for when it was taken; that must not begin again behind one's back.
+        let restored = missing.len() < members.len();
+        if restored && !held {
+            held = hold_at_current(access).await.is_ok();
+        }
+        if missing.is_empty() && held {
             break;
         }
         if tokio::time::Instant::now() > deadline {
@@ -164,16 +166,23 @@ async fn restore(context: &Context, access: &Access, name: &str, yes: bool) -> R
         }
         tokio::time::sleep(LOOK).await;
     }
-    // What was asked for when the snapshot was taken is asked for again now.
-    context.reporter.step("", "hold upgrades");
-    objects::patch_spec(access, json!({ "desiredVersion": current, "paused": false }))
+    objects::patch_spec(access, json!({ "paused": false }))
         .await
-        .context("the data is restored, but the VersionUpdate could not be changed")?;
+        .context("the data is restored, but upgrades are still held; `kprov resume` lets them go on")?;
     context.reporter.done("");
     print::raw(&format!(
         "cluster `{}` has the data of `{name}`, taken {}; the data it had before is kept on each machine\n",
         access.name, snapshot.time
     ))
+}
+
+/// Asks for the version that the restored data says the cluster runs, and holds upgrades.
+async fn hold_at_current(access: &Access) -> Result<()> {
+    let update = objects::version_update(access).await?;
+    let status = status_of(&update);
+    let current = status.current_version.unwrap_or(update.spec.desired_version);
+    let wish = json!({ "desiredVersion": current, "release": status.current_release, "paused": true });
+    objects::patch_spec(access, wish).await.map(drop)
 }
 
 fn confirmed(cluster: &str, snapshot: &SnapshotStatus) -> Result<bool> {

@@ -1,13 +1,17 @@
 //! One module for each command.
 
 mod access;
+pub(crate) mod baremetal;
+mod boot;
 mod control;
 mod down;
 mod etcd;
+mod inventory;
 mod kubeconfig;
 mod list;
 mod objects;
 mod plan;
+mod power;
 mod providers;
 mod release;
 mod status;
@@ -23,7 +27,7 @@ use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
 use kprov_types::cluster;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, InventoryCommand};
 use crate::failure::UserError;
 use crate::home::Home;
 use crate::print;
@@ -42,6 +46,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     let Cli { command, global } = cli;
     match &command {
         Command::Schema => return schema(),
+        Command::Inventory(InventoryCommand::Schema) => return inventory::schema(),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "kprov", &mut std::io::stdout());
             return Ok(());
@@ -66,14 +71,16 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             Command::Down(args) => interruptible(&context, "down", down::run(&context, args)).await,
             Command::Plan(args) => plan::run(&context, args).await,
             Command::Status(args) => status::run(&context, args).await,
-            Command::Upgrade(args) => Box::pin(upgrade::run(&context, *args)).await,
+            Command::Upgrade(args) => Box::pin(interruptible(&context, "upgrade", upgrade::run(&context, *args))).await,
             Command::Pause(args) => control::pause(&context, &args, true).await,
             Command::Resume(args) => control::pause(&context, &args, false).await,
             Command::Rollback(args) => control::rollback(&context, args).await,
             Command::Etcd(command) => etcd::run(&context, command).await,
             Command::List(args) => list::run(&context, args.output).await,
             Command::Kubeconfig(args) => kubeconfig::run(&context, &args),
+            Command::Boot(command) => Box::pin(boot::run(&context, command)).await,
             Command::Release(command) => release::run(&context, command).await,
+            Command::Inventory(command) => inventory::run(&context, command).await,
             Command::Schema | Command::Completions { .. } | Command::Man { .. } | Command::MachineRoom => Ok(()),
         }
     });
@@ -96,6 +103,9 @@ async fn interruptible(context: &Context, command: &str, work: impl Future<Outpu
 fn interrupted(context: &Context, command: &str) -> anyhow::Error {
     context.reporter.finish();
     let hint = match command {
+        "upgrade" => {
+            "once a version is asked for the operator goes on by itself: run the same command again to watch it, or `kprov pause` to hold it"
+        }
         "up" => "what was made stays; run the same command again to go on, or `kprov down` to remove it",
         _ => "what was removed is gone; run the same command again to go on",
     };

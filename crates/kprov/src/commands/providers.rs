@@ -7,7 +7,7 @@ use kprov_provider_azure::{AzureConfig, AzureProvider, Surroundings};
 use kprov_provider_local::{LocalConfig, LocalProvider};
 use kprov_types::cluster::{self, ClusterSpec};
 
-use super::Context;
+use super::{Context, baremetal};
 use crate::failure::UserError;
 use crate::home::Record;
 
@@ -24,11 +24,9 @@ pub(super) async fn open_for(context: &Context, spec: ClusterSpec) -> Result<(Bo
         ),
         cluster::Provider::Azure => azure(&spec)?,
         cluster::Provider::Baremetal => {
-            return Err(UserError::new(format!(
-                "the provider `{}` is not in this build of kprov",
-                spec.provider
-            ))
-            .into());
+            let record = context.home.cluster(&spec.name).record()?;
+            let opened = baremetal::open(spec, record.as_ref(), &[])?;
+            return Ok((opened.provider, opened.spec));
         }
     };
     Ok((provider, spec))
@@ -37,6 +35,12 @@ pub(super) async fn open_for(context: &Context, spec: ClusterSpec) -> Result<(Bo
 /// The provider of a cluster that something is kept of; where nothing is, it can only be on this machine.
 pub(super) async fn open_known(context: &Context, record: Option<&Record>) -> Result<Box<dyn Provider>> {
     match record {
+        // As kept: the inventory's file may have moved.
+        Some(
+            record @ Record {
+                inventory: Some(kept), ..
+            },
+        ) => baremetal::open_kept(record, kept),
         Some(record) => Ok(open_for(context, record.file.validate()?).await?.0),
         None => local(context),
     }

@@ -163,6 +163,7 @@ fn machine(machine: &Machine) -> MachineStatus {
         MachineState::Stopped => "stopped".to_owned(),
         MachineState::Terminating => "terminating".to_owned(),
         MachineState::Failed(why) => format!("failed: {why}"),
+        MachineState::Unknown(why) => format!("unknown: {why}"),
     };
     MachineStatus {
         name: name.to_string(),

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use kprov_provider::ProviderError;
+use kprov_provider::{Advice, ProviderError};
 use kprov_types::ClusterName;
 use kprov_types::machine::NetworkSpec;
 
 use super::{layout, look_with_ranges};
 use crate::Shared;
+use crate::error::while_reading;
 use crate::model::{Balancer, NatState, Net, Part, Rule, Subnet, Vpc};
 use crate::translate;
 
@@ -100,12 +101,28 @@ impl Work<'_> {
         })?;
         let id = self.shared.client.create_vpc(self.cluster, range).await?;
         self.made(&id);
+        self.give_way(&id).await?;
         self.net.vpc = Some(Vpc {
             id,
             cidr: range,
             ours: true,
         });
         Ok(())
+    }
+
+    /// Where another `up` of the same cluster made a VPC at the same time, one of the two stays: the first by id.
+    async fn give_way(&self, own: &str) -> Result<(), ProviderError> {
+        let client = &self.shared.client;
+        let vpcs = client.vpcs(self.cluster).await.map_err(while_reading)?;
+        if !vpcs.iter().any(|v| v.ours && v.id.as_str() < own) {
+            return Ok(());
+        }
+        self.shared.ledger.removed(self.cluster, own);
+        client.delete_vpc(own).await?;
+        Err(ProviderError::wait(
+            format!("another `up` of `{}` is making its network", self.cluster),
+            AGAIN,
+        ))
     }
 
     /// Removes VPCs that were made when a reply was lost. There is nothing in them.
@@ -140,8 +157,18 @@ impl Work<'_> {
             id
         };
         match client.attach_gateway(&id, &vpc.id).await {
-            Err(error) if !error.is_duplicate() => Err(error.into()),
-            _ => Ok(id),
+            Ok(()) => Ok(id),
+            // It is attached, and the listing was too old to show it; or another one is, and this one is not needed.
+            Err(error) if error.is_duplicate() => {
+                let attached = client.gateways_of(&vpc.id).await.map_err(while_reading)?;
+                let attached = attached.into_iter().next().ok_or_else(|| gone("internet gateway"))?.id;
+                if attached != id {
+                    self.shared.ledger.removed(self.cluster, &id);
+                    client.delete_gateway(&id).await?;
+                }
+                Ok(attached)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -237,7 +264,7 @@ impl Work<'_> {
             let id = client
                 .create_subnet(self.cluster, &vpc.id, (&zone, range, part))
                 .await
-                .map_err(|e| unknown_zone(e, &zone, &self.shared.client.region))?;
+                .map_err(|e| not_made(e, vpc, &zone, &self.shared.client.region))?;
             self.made(&id);
             self.net.subnets.push(Subnet {
                 id,
@@ -369,8 +396,17 @@ fn other_range(there: Ipv4Net, wanted: Ipv4Net) -> ProviderError {
     .hint("leave `spec.network.machines` as it was, or make a cluster of another name")
 }
 
-/// A zone that is not there has an error of its own.
-fn unknown_zone(error: ProviderError, zone: &str, region: &str) -> ProviderError {
+/// A zone that is not there has an error of its own; and in a VPC of the cluster's own nothing but another `up` can be in the
+/// way of a subnet.
+fn not_made(mut error: ProviderError, vpc: &Vpc, zone: &str, region: &str) -> ProviderError {
+    let conflict = error
+        .source
+        .as_ref()
+        .is_some_and(|s| s.to_string().contains("InvalidSubnet.Conflict"));
+    if vpc.ours && conflict {
+        error.advice = Advice::RetryAfter(AGAIN);
+        return error;
+    }
     let about_zone = error.source.as_ref().is_some_and(|s| {
         s.to_string().to_lowercase().contains("availabilityzone") || s.to_string().contains("Availability Zone")
     });

@@ -99,6 +99,7 @@ fn told(revision: u16, ready: bool, version: &str) -> ApiServerStatus {
         revision,
         ready,
         version: version.into(),
+        since: None,
     }
 }
 

@@ -222,6 +222,7 @@ impl Scenario {
                 revision: 2,
                 ready: true,
                 version: self.current.version.tag(),
+                since: None,
             };
             let etcd = etcd.clone();
             self.tell(machine, |status| {

@@ -136,6 +136,7 @@ impl Server {
 
     /// A client that may do anything, as somebody else where that is given.
     pub(super) fn client(&self, user: Option<&str>) -> Result<Client> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut config = Config::new(self.url().parse()?);
         config.accept_invalid_certs = true;
         config.default_retry = false;

@@ -43,6 +43,65 @@ pub(super) fn judge(inputs: &Inputs, findings: &mut Findings) {
     each("etcd", &|seen| etcd(seen.name, seen.node.role, seen.status));
     each("etcd-size", &|seen| etcd_size(seen.name, seen.status?.etcd.as_ref()?));
     quorum(inputs, findings);
+    etcd_versions(inputs, findings);
+}
+
+/// The minor of a version as etcd or an image's tag has it: `3.5.30`, `v3.5.30-0`, `3.4.23+dfsg`.
+fn etcd_minor(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.trim_start_matches('v').split('.');
+    let number = |part: &str| part.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok();
+    Some((number(parts.next()?)?, number(parts.next()?)?))
+}
+
+/// The version of a release's etcd: as it said when the payload was made, else by its image's tag.
+fn etcd_of(hop: &Hop) -> Option<&str> {
+    let image = hop.manifest.image(ImageComponent::Etcd)?;
+    let tag = || image.reference.rsplit_once(':').map(|(_, tag)| tag);
+    image
+        .version
+        .as_deref()
+        .filter(|v| etcd_minor(v).is_some())
+        .or_else(tag)
+}
+
+/// etcd goes up one minor at a time, and never down (its documentation, "Upgrading etcd clusters and applications").
+fn etcd_versions(inputs: &Inputs, findings: &mut Findings) {
+    let members = inputs.machines.values().filter_map(|status| status.etcd.as_ref());
+    let mut known: Vec<(u32, u32)> = members.filter_map(|etcd| etcd_minor(&etcd.version)).collect();
+    known.sort_unstable();
+    // All members have to be able to take the step: the oldest counts for how far, the newest for not going down.
+    let (Some(&oldest), Some(&newest)) = (known.first(), known.last()) else {
+        return;
+    };
+    let (mut from, mut highest) = (oldest, newest);
+    for hop in &inputs.hops {
+        let Some(version) = etcd_of(hop) else { continue };
+        let Some(to) = etcd_minor(version) else { continue };
+        let release = &hop.release.version;
+        if to < highest {
+            findings.block(
+                format!("etcd-version/{release}"),
+                format!(
+                    "{release} comes with etcd {version}, and {}.{} runs: etcd can't go down a minor",
+                    highest.0, highest.1
+                ),
+                format!(
+                    "make the payload of {release} again with etcd {}.{} or newer",
+                    highest.0, highest.1
+                ),
+            );
+            return;
+        }
+        if to.0 != from.0 || to.1 > from.1 + 1 {
+            findings.block(
+                format!("etcd-version/{release}"),
+                format!("{release} comes with etcd {version}, and {}.{} runs before it: etcd takes one minor at a time", from.0, from.1),
+                format!("put etcd {}.{} into a payload on the way: `kprov release create --from DIR`, with that etcd in DIR", from.0, from.1 + 1),
+            );
+            return;
+        }
+        (from, highest) = (to, to);
+    }
 }
 
 /// A machine, from both sides.

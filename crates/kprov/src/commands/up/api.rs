@@ -12,7 +12,7 @@ use kprov_bootstrap::manifests::{
 use kprov_bootstrap::pivot::{self, Expectation, PivotState, Waiting};
 use kprov_bootstrap::{apply, pki};
 use kprov_types::api::{GROUP, VERSION, VERSION_UPDATE};
-use kprov_types::machine::Observed;
+use kprov_types::machine::{MachineState, Observed};
 use kprov_types::node::ControlPlaneSettings;
 use kprov_types::release::ImageComponent;
 use kprov_types::{MachineName, Role, ports};
@@ -44,7 +44,7 @@ pub(super) async fn self_host(
 ) -> Result<()> {
     let (ready, watched) = watch::channel(BTreeSet::new());
     let setting_up = machines::set_up(&context.reporter, prepared, secrets, settings, observed, watched);
-    let taking_over = take_over(&context.reporter, prepared, secrets, settings, &ready);
+    let taking_over = take_over(&context.reporter, prepared, secrets, settings, observed, &ready);
     tokio::try_join!(setting_up, taking_over).map(drop)
 }
 
@@ -53,6 +53,7 @@ async fn take_over(
     prepared: &Prepared,
     secrets: &Secrets,
     settings: &ControlPlaneSettings,
+    observed: &Observed,
     ready: &watch::Sender<BTreeSet<MachineName>>,
 ) -> Result<()> {
     let now = Timestamp::now();
@@ -99,6 +100,13 @@ async fn take_over(
         .iter()
         .filter(|m| m.role == Role::Worker)
         .map(|m| m.name.clone())
+        // A host that could not be set up is reported otherwise, and not waited for.
+        .filter(|name| {
+            observed
+                .machines
+                .iter()
+                .any(|m| m.name == *name && m.state == MachineState::Running)
+        })
         .collect();
     let expected = Expectation {
         started: prepared.started(now),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use kprov_provision::Wanted;
+use kprov_types::cluster;
 use kprov_types::machine::{Disk, Machine, Network, Observed};
 use kprov_types::node::{Bundle, ControlPlaneSettings, NodeConfig, ReleaseSource, SetupStep};
 use kprov_types::release::Arch;
@@ -76,11 +77,14 @@ pub(super) fn add_first_boot(
     let Prepared { spec, payload, .. } = prepared;
     for machine in &mut goal.machines {
         let control_plane = machine.role == Role::ControlPlane;
+        let planned = spec.machines.iter().find(|planned| planned.name == machine.name);
         let config = NodeConfig {
             cluster: spec.name.clone(),
             // Workers of one kind are told the same where each knows its name already, so that many are made by one call.
             machine: (control_plane || !prepared.provider.sets_host_names()).then(|| machine.name.clone()),
             role: machine.role,
+            address: planned.and_then(|planned| planned.address),
+            labels: planned.map(|planned| planned.labels.clone()).unwrap_or_default(),
             endpoint: network.endpoint.clone(),
             ca: secrets.cluster.ca.certificate.clone(),
             release: ReleaseSource {
@@ -104,6 +108,10 @@ pub(super) fn add_first_boot(
                 None
             },
             network: prepare::node_network(spec),
+            virtual_address: spec
+                .baremetal
+                .virtual_address
+                .filter(|_| control_plane && spec.provider == cluster::Provider::Baremetal),
             taint: control_plane && !spec.schedulable_control_plane,
         };
         machine.first_boot = first_boot::script(&config, &source.binary)?;

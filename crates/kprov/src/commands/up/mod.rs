@@ -16,14 +16,14 @@ use futures::future::BoxFuture;
 use kprov_provider::{Provider, ProviderError};
 use kprov_provision::{Action, Goal, Pace, Progress, Waiting};
 use kprov_release::serve::{Content, ExtraFile, serve as serve_release};
-use kprov_types::machine::{Network, Observed};
-use kprov_types::{ClusterName, KubernetesVersion, ports};
+use kprov_types::machine::{MachineState, Network, Observed};
+use kprov_types::{ClusterName, KubernetesVersion, MachineName, ports};
 use serde::Serialize;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub(super) use prepare::{Prepared, wanted};
+pub(super) use prepare::{Prepared, node_binary, wanted};
 
-use super::Context;
+use super::{Context, baremetal};
 use crate::cli::UpArgs;
 use crate::failure::{OrHint as _, UserError};
 use crate::print;
@@ -44,15 +44,16 @@ struct Up {
 }
 
 pub(super) async fn run(context: &Context, args: UpArgs) -> Result<()> {
+    let prepared = prepare::prepare(context, &args).await?;
     let UpArgs {
-        cluster,
-        trust,
+        cluster: _,
+        trust: _,
+        wipe: _,
         timings,
         timeout,
         output,
     } = args;
     let limit = Duration::from_secs(timeout);
-    let prepared = prepare::prepare(context, &cluster, &trust).await?;
     let lock = prepared.home.lock()?;
     let result = tokio::time::timeout(limit, ensure(context, &prepared)).await;
     let observed = match result {
@@ -99,13 +100,45 @@ async fn ensure(context: &Context, prepared: &Prepared) -> Result<Observed> {
     let source = machines::serve_release(prepared, &network).await?;
     let mut goal = wanted(spec);
     machines::add_first_boot(&mut goal, prepared, &secrets, &network, &disks, &source)?;
-    let observed = drive(context, provider.as_ref(), &spec.name, &Goal::Present(goal)).await?;
+    let (observed, unfinished) = match drive(context, provider.as_ref(), &spec.name, &Goal::Present(goal)).await {
+        Ok(observed) => (observed, None),
+        Err(error) => enough(prepared, error).await?,
+    };
+    if let Some(kept) = &prepared.inventory {
+        baremetal::note_surplus(reporter, &spec.name, kept, &observed);
+    }
 
     let settings = prepare::settings(prepared, &observed, &network)?;
     api::self_host(context, prepared, &secrets, &settings, &observed).await?;
     home.keep_record(&prepared.record(true))?;
-    reporter.done("");
-    Ok(observed)
+    match unfinished {
+        Some(error) => Err(error),
+        None => {
+            reporter.done("");
+            Ok(observed)
+        }
+    }
+}
+
+/// Hosts in trouble don't hold up those that are well: with the whole control plane there, the cluster is made without the
+/// others, and the error stands at the end.
+async fn enough(prepared: &Prepared, error: anyhow::Error) -> Result<(Observed, Option<anyhow::Error>)> {
+    if prepared.inventory.is_none() {
+        return Err(error);
+    }
+    let Ok(observed) = prepared.provider.observe(&prepared.spec.name).await else {
+        return Err(error);
+    };
+    let runs = |name: &MachineName| {
+        observed
+            .machines
+            .iter()
+            .any(|m| m.name == *name && m.state == MachineState::Running)
+    };
+    if prepared.spec.control_plane().all(runs) {
+        return Ok((observed, Some(error)));
+    }
+    Err(error)
 }
 
 /// A first `up` that failed before there was any machine leaves nothing behind.

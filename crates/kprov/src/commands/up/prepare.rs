@@ -15,9 +15,10 @@ use kprov_types::machine::{DiskSpec, FirstBoot, MachineSpec, MachineState, Netwo
 use kprov_types::node::{ControlPlaneSettings, KeyPairPem, Member, NodeNetwork};
 use kprov_types::{MachineName, Role, ports};
 
+use super::super::baremetal::{self, KeptInventory};
 use super::super::upgrade::payloads::{self, AtHand};
-use super::super::{Context, providers};
-use crate::cli::{ClusterArgs, TrustArgs};
+use super::super::{Context, power, providers};
+use crate::cli::UpArgs;
 use crate::config;
 use crate::failure::UserError;
 use crate::home::{ClusterHome, Record, Secrets};
@@ -42,6 +43,8 @@ pub(crate) struct Prepared {
     pub complete: bool,
     /// The machines that ran before this `up`.
     pub running: Vec<MachineName>,
+    /// The hosts, where an inventory names them.
+    pub inventory: Option<KeptInventory>,
 }
 
 impl Prepared {
@@ -64,20 +67,34 @@ impl Prepared {
             release: camino::absolute_utf8(self.payload.root()).unwrap_or_else(|_| self.payload.root().to_owned()),
             release_digest: self.payload.digest(),
             complete: complete || self.complete,
+            inventory: self.inventory.clone(),
         }
     }
 }
 
 /// Checks the request, the payload, and that the two and what is there already go together. Changes nothing.
-pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &TrustArgs) -> Result<Prepared> {
+pub(super) async fn prepare(context: &Context, args: &UpArgs) -> Result<Prepared> {
+    let UpArgs {
+        cluster: args,
+        trust,
+        wipe,
+        ..
+    } = args;
     let wanted = config::load(args, |name| {
         let record = context.home.cluster(name).record().ok().flatten()?;
         Some((record.file, Some(record.release)))
     })?;
     let config::Wanted { file, spec, release } = wanted;
-    let (provider, spec) = providers::open_for(context, spec).await?;
     let home = context.home.cluster(&spec.name);
     let record = home.record()?;
+    let (provider, spec, inventory) = if spec.provider == ProviderName::Baremetal {
+        let opened = baremetal::open(spec, record.as_ref(), wipe)?;
+        power::wake(&context.reporter, &opened.kept.inventory.hosts).await;
+        (opened.provider, opened.spec, Some(opened.kept))
+    } else {
+        let (provider, spec) = providers::open_for(context, spec).await?;
+        (provider, spec, None)
+    };
 
     context.reporter.step("", "verify the release payload");
     let path = release
@@ -118,7 +135,19 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
     context.reporter.step("", "look what is there");
     let observed = provider.observe(&spec.name).await?;
     let secrets = home.secrets()?;
-    if secrets.is_none() && !observed.machines.is_empty() {
+    // A host that can't be asked is not known to be one of the cluster's.
+    let there = || {
+        observed
+            .machines
+            .iter()
+            .filter(|m| !matches!(m.state, MachineState::Unknown(_)))
+    };
+    if let (Some(now), Some(before)) = (&inventory, record.as_ref().and_then(|r| r.inventory.as_ref()))
+        && there().next().is_some()
+    {
+        baremetal::check_control_plane(&spec.name, before, now)?;
+    }
+    if secrets.is_none() && there().next().is_some() {
         return Err(UserError::new(format!(
             "there is a cluster `{}` on provider `{}` already, and its secrets are not in `{}`",
             spec.name,
@@ -143,6 +172,7 @@ pub(super) async fn prepare(context: &Context, args: &ClusterArgs, trust: &Trust
         at_hand,
         provider,
         home,
+        inventory,
     })
 }
 
@@ -217,6 +247,9 @@ pub(crate) fn wanted(spec: &ClusterSpec) -> Wanted {
                 zone,
                 size,
                 image,
+                address: _,
+                reached: _,
+                labels: _,
             } = planned;
             MachineSpec {
                 name,
@@ -290,12 +323,8 @@ pub(super) fn ensure_kubeconfig(
         return Ok(());
     }
     let admin = pki::admin(&secrets.cluster, now)?;
-    home.keep_kubeconfig(&kubeconfig(
-        &spec.name,
-        &secrets.cluster.ca,
-        &admin,
-        &network.endpoint.url(),
-    ))
+    let text = kubeconfig(&spec.name, &secrets.cluster.ca, &admin, &network.endpoint.url());
+    home.keep_kubeconfig(&baremetal::with_contexts(&text, spec)?)
 }
 
 /// A kubeconfig whose cluster, user and context have the cluster's name.
@@ -359,7 +388,7 @@ pub(super) fn node_network(spec: &ClusterSpec) -> NodeNetwork {
 }
 
 /// kprov-node beside this program, or where `KPROV_NODE` says.
-pub(super) fn node_binary() -> Result<Utf8PathBuf> {
+pub(crate) fn node_binary() -> Result<Utf8PathBuf> {
     let path = match std::env::var("KPROV_NODE") {
         Ok(path) if !path.is_empty() => Utf8PathBuf::from(path),
         _ => {

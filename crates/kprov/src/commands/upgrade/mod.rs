@@ -9,6 +9,7 @@ pub(super) mod watch;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
+use kprov_bootstrap::versions;
 use kprov_release::Payload;
 use kprov_types::api::{HistoryEntry, ReleaseRef, VersionUpdateStatus};
 use kprov_types::{KubernetesVersion, Release};
@@ -27,6 +28,9 @@ use crate::failure::UserError;
 use crate::print;
 use crate::progress::Timing;
 use payloads::AtHand;
+
+/// How far this host's clock and the cluster's may be apart.
+const CLOCKS: jiff::SignedDuration = jiff::SignedDuration::from_secs(5);
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,6 +58,22 @@ pub(super) async fn run(context: &Kprov, args: UpgradeArgs) -> Result<()> {
         context
             .reporter
             .note(&format!("joining the upgrade to {} that is under way", args.to));
+        if update.spec.paused {
+            context
+                .reporter
+                .note("it is paused: no new step begins until `kprov resume`");
+        }
+        // How it is done may change on the way; what is asked for stays as it is.
+        let mut manner = policy(&args);
+        if !args.force.is_empty() {
+            manner["force"] = json!(args.force);
+        }
+        let changes = manner.as_object().is_some_and(|m| !m.is_empty());
+        let update = if changes {
+            objects::patch_spec(&access, manner).await?
+        } else {
+            update
+        };
         return finish(context, &access, &args, &current, update).await;
     }
     if under_way
@@ -94,6 +114,23 @@ pub(super) async fn run(context: &Kprov, args: UpgradeArgs) -> Result<()> {
     }
     if !args.yes && std::io::stdin().is_terminal() && !confirmed(&access, &current, &path)? {
         return Err(UserError::new("nothing was changed").into());
+    }
+    if update.spec.paused {
+        context
+            .reporter
+            .note("the cluster's upgrades were paused; to ask for a version lets them go on");
+    }
+    for unknown in args.force.iter().filter(|name| !name.contains('/')) {
+        context.reporter.note(&format!(
+            "warning: `--force {unknown}` names no finding; they are called like `pdb/default/web`, as `--dry-run` shows them"
+        ));
+    }
+    if args.to.minor() > versions::NEWEST {
+        context.reporter.note(&format!(
+            "warning: Kubernetes {} is newer than this kprov knows; it is treated as {}",
+            args.to,
+            versions::NEWEST
+        ));
     }
     for payload in &needed {
         upload::push(&access, &context.reporter, payload).await?;
@@ -208,13 +245,8 @@ fn already(args: &UpgradeArgs, access: &Access, current: &ReleaseRef) -> Result<
     })
 }
 
-/// The change of the VersionUpdate's spec that asks for what the arguments say.
-fn wish(
-    args: &UpgradeArgs,
-    release: Option<&ReleaseRef>,
-    update: &VersionUpdate,
-    status: &VersionUpdateStatus,
-) -> Value {
+/// The part of the VersionUpdate's spec that says how, as far as the arguments do.
+fn policy(args: &UpgradeArgs) -> Value {
     let mut policy = Map::new();
     let mut set = |name: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -225,11 +257,24 @@ fn wish(
     set("canary", args.canary.map(Value::from));
     set("drainTimeoutSeconds", args.drain_timeout.map(Value::from));
     set("healthTimeoutSeconds", args.health_timeout.map(Value::from));
-    let release = release.map(|release| &release.digest);
-    let mut spec = json!({ "desiredVersion": args.to, "release": release, "force": args.force, "paused": false });
-    if !policy.is_empty() {
-        spec["policy"] = Value::Object(policy);
+    if policy.is_empty() {
+        return json!({});
     }
+    json!({ "policy": policy })
+}
+
+/// The change of the VersionUpdate's spec that asks for what the arguments say.
+fn wish(
+    args: &UpgradeArgs,
+    release: Option<&ReleaseRef>,
+    update: &VersionUpdate,
+    status: &VersionUpdateStatus,
+) -> Value {
+    let mut spec = policy(args);
+    spec["desiredVersion"] = json!(args.to);
+    spec["release"] = json!(release.map(|release| &release.digest));
+    spec["force"] = json!(args.force);
+    spec["paused"] = json!(false);
     // To ask again for what has failed is to ask for another try.
     if status.failure.is_some() {
         spec["attempt"] = json!(update.spec.attempt + 1);
@@ -263,7 +308,8 @@ async fn finish(
     from: &ReleaseRef,
     update: VersionUpdate,
 ) -> Result<()> {
-    let before = status_of(&update).history.len();
+    let status = status_of(&update);
+    let begun = status.hop_started.unwrap_or_else(jiff::Timestamp::now);
     let watch::End::Done(status) = watch::follow(access, &context.reporter, &update).await?;
     context.reporter.finish();
     remember(access, args, &status)?;
@@ -273,7 +319,13 @@ async fn finish(
         from: from.version.to_string(),
         kubernetes: args.to.to_string(),
         seconds: context.reporter.elapsed().as_secs_f64(),
-        hops: status.history.iter().skip(before).cloned().collect(),
+        // The cluster's clock and this one may differ by some seconds.
+        hops: status
+            .history
+            .iter()
+            .filter(|hop| hop.finished >= begun.saturating_sub(CLOCKS).unwrap_or(begun))
+            .cloned()
+            .collect(),
         timings: args.timings.then(|| context.reporter.timings()),
     };
     print::result(args.output.output, &upgraded, human)

@@ -146,43 +146,74 @@ fn path(machine: &str, digest: &Digest) -> String {
 
 async fn put(client: &Client, machine: &str, payload: &Payload, digest: &Digest) -> Result<()> {
     let path = path(machine, digest);
-    let head = Request::builder().method(Method::HEAD).uri(&path).body(Body::empty())?;
-    if client.send(head).await?.status() == StatusCode::OK {
-        return Ok(());
-    }
-    let file = payload.blob_path(digest);
-    let bytes = tokio::fs::read(&file)
-        .await
-        .with_context(|| format!("can't read `{file}`"))?;
-    let bytes = bytes::Bytes::from(bytes);
+    let mut bytes: Option<bytes::Bytes> = None;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
-        let request = Request::builder()
-            .method(Method::PUT)
-            .uri(&path)
-            .header(http::header::CONTENT_TYPE, "application/octet-stream")
-            .body(Body::from(bytes.clone()))?;
-        let reply = client.send(request).await?;
-        let status = reply.status();
-        if status.is_success() {
-            return Ok(());
-        }
-        let text = reply.into_body().collect_bytes().await.unwrap_or_default();
-        // It takes what a Release names, and may not have seen this one yet; or its front end has just started.
-        let may_pass = matches!(
-            status,
-            StatusCode::FORBIDDEN
-                | StatusCode::NOT_FOUND
-                | StatusCode::CONFLICT
-                | StatusCode::BAD_GATEWAY
-                | StatusCode::SERVICE_UNAVAILABLE
-        );
-        if !may_pass || tokio::time::Instant::now() > deadline {
-            bail!(
-                "the store of machine `{machine}` does not take blob `{digest}`: {status} {}",
-                String::from_utf8_lossy(&text).trim()
-            );
+        let why = match offer(client, &path, payload, digest, &mut bytes).await? {
+            Offer::Taken => return Ok(()),
+            Offer::Refused(why) => bail!("the store of machine `{machine}` does not take blob `{digest}`: {why}"),
+            Offer::Later(why) => why,
+        };
+        if tokio::time::Instant::now() > deadline {
+            bail!("the store of machine `{machine}` has not taken blob `{digest}`: {why}");
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// What became of one try to hand a blob over.
+enum Offer {
+    Taken,
+    /// It may be taken later; why not now.
+    Later(String),
+    Refused(String),
+}
+
+async fn offer(
+    client: &Client,
+    path: &str,
+    payload: &Payload,
+    digest: &Digest,
+    bytes: &mut Option<bytes::Bytes>,
+) -> Result<Offer> {
+    let head = Request::builder().method(Method::HEAD).uri(path).body(Body::empty())?;
+    match client.send(head).await {
+        Ok(reply) if reply.status() == StatusCode::OK => return Ok(Offer::Taken),
+        Ok(_) => {}
+        // A connection that ends while an API server is replaced says nothing of the store.
+        Err(error) => return Ok(Offer::Later(error.to_string())),
+    }
+    let content = if let Some(read) = bytes {
+        read.clone()
+    } else {
+        let file = payload.blob_path(digest);
+        let read = tokio::fs::read(&file)
+            .await
+            .with_context(|| format!("can't read `{file}`"))?;
+        bytes.insert(read.into()).clone()
+    };
+    let request = Request::builder()
+        .method(Method::PUT)
+        .uri(path)
+        .header(http::header::CONTENT_TYPE, "application/octet-stream")
+        .body(Body::from(content))?;
+    let reply = match client.send(request).await {
+        Ok(reply) => reply,
+        Err(error) => return Ok(Offer::Later(error.to_string())),
+    };
+    let status = reply.status();
+    if status.is_success() {
+        return Ok(Offer::Taken);
+    }
+    let text = reply.into_body().collect_bytes().await.unwrap_or_default();
+    let why = format!("{status} {}", String::from_utf8_lossy(&text).trim());
+    // It takes what a Release names, and may not have seen this one yet; or its front end has just started.
+    Ok(match status {
+        StatusCode::FORBIDDEN
+        | StatusCode::NOT_FOUND
+        | StatusCode::CONFLICT
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE => Offer::Later(why),
+        _ => Offer::Refused(why),
+    })
 }

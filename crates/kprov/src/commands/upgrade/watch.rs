@@ -1,11 +1,11 @@
 //! Follows an upgrade by the status that the operator writes, and shows it live.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::Result;
-use kprov_types::api::{Failure, VersionUpdateStatus, condition};
+use kprov_types::api::{Failure, Finding, VersionUpdateStatus, condition};
 use tokio::time::Instant;
 
 use super::super::access::Access;
@@ -46,7 +46,8 @@ fn stand(generation: i64, desired: &str, status: &VersionUpdateStatus) -> Stand 
     if status.observed_generation < generation {
         return Stand::Unseen;
     }
-    if let Some(failure) = status.failure.as_ref().filter(|f| f.reverted || f.halted) {
+    // A failure stays in the status until another try has begun, so the phase alone tells whether this try has failed.
+    if let ("Failed", Some(failure)) = (status.phase.as_str(), &status.failure) {
         return Stand::Stopped {
             why: failed(failure, status.current_version.as_deref()),
             hint: failure_hint(failure),
@@ -161,15 +162,28 @@ pub(in crate::commands) async fn follow(access: &Access, reporter: &Reporter, up
     }
 }
 
+/// What preflight found that stops nothing: told once each.
+fn warnings<'a>(told: &mut BTreeSet<String>, status: &'a VersionUpdateStatus) -> Vec<&'a Finding> {
+    let fresh = status.findings.iter().filter(|f| !f.blocks);
+    fresh.filter(|f| told.insert(f.name.clone())).collect()
+}
+
 /// What is shown: the hop as the cluster's own track, and a track for each thing that is being changed.
 #[derive(Default)]
 struct Screen {
     tracks: BTreeMap<String, String>,
     told: String,
+    warned: BTreeSet<String>,
 }
 
 impl Screen {
     fn show(&mut self, reporter: &Reporter, desired: &str, status: &VersionUpdateStatus) {
+        for finding in warnings(&mut self.warned, status) {
+            let Finding {
+                name, message, hint, ..
+            } = finding;
+            reporter.note(&format!("warning: {name}: {message}; {hint}"));
+        }
         reporter.step("", &headline(desired, status));
         let steps: BTreeMap<String, String> = status
             .steps
@@ -234,7 +248,7 @@ fn headline(desired: &str, status: &VersionUpdateStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use kprov_types::api::{Finding, ReleaseRef};
+    use kprov_types::api::ReleaseRef;
 
     use super::*;
 
@@ -293,6 +307,11 @@ mod tests {
         assert!(why.contains("`kube-apiserver-x7` crashes"), "{why}");
         assert!(why.contains("    unknown flag"), "{why}");
         assert!(why.contains("back at 1.35.6"), "{why}");
+        // The last try's failure says nothing of this one, nor of a cluster that is where it should be.
+        failing.phase = "Preflight".into();
+        assert_eq!(stand(3, "1.36.3", &failing), Stand::Going);
+        failing.phase = "Idle".into();
+        assert_eq!(stand(3, "1.35.6", &failing), Stand::Done);
         // While things go back it is not over.
         failing.failure.as_mut().unwrap().reverted = false;
         failing.phase = "Reverting".into();

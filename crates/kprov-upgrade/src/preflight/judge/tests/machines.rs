@@ -23,6 +23,7 @@ fn skew() {
                     revision: 2,
                     ready: true,
                     version: (*version).into(),
+                    since: None,
                 })
                 .collect();
         })

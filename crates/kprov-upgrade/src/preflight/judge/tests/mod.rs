@@ -123,6 +123,7 @@ fn machine(role: Role, version: &str) -> MachineStatus {
                 revision: 2,
                 ready: true,
                 version: version.into(),
+                since: None,
             }]
         } else {
             Vec::new()

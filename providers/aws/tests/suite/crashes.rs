@@ -1,0 +1,118 @@
+//! Killed after any change, of `up` and of `down`: run again it completes, and nothing is there twice or left.
+
+use kprov_emulators::aws::{Effect, Fault, Moto};
+use kprov_provision::Goal;
+use kprov_types::ClusterName;
+
+use crate::account::Account;
+use crate::room::{self, drive, drive_until_killed, wanted};
+
+/// After so many changes everything has been done long ago.
+const END: u64 = 120;
+
+/// Works towards a goal until `changes` were made, and is gone then. Whether it came to its end before.
+async fn killed_after(moto: &Moto, cluster: &ClusterName, goal: &Goal, changes: u64) -> bool {
+    moto.faults().add(Fault::on_changes(Effect::LoseRequest).after(changes));
+    let provider = room::provider(moto).await;
+    let outcome = drive_until_killed(&provider, cluster, goal).await;
+    moto.faults().clear();
+    match outcome {
+        None => false,
+        Some(Ok(_)) => true,
+        Some(Err(error)) => panic!("after {changes} changes: {error:?}"),
+    }
+}
+
+/// Checks that there is one of everything, and as many machines and volumes as were asked for.
+async fn check_once(account: &Account, before: usize, machines: usize, volumes: usize) {
+    let all = account.everything().await;
+    let count = |kind: &str| all.iter().filter(|(k, _)| *k == kind).count();
+    assert_eq!(count("instance"), machines, "{all:?}");
+    // Each instance has a root disk beside.
+    assert_eq!(count("volume"), machines + volumes, "{all:?}");
+    assert_eq!((count("balancer"), count("listener"), count("target group")), (1, 1, 1));
+    assert_eq!(count("vpc"), before + 1);
+    assert_eq!(count("gateway"), 1);
+}
+
+#[tokio::test]
+async fn up_killed_at_every_change() {
+    let Some(moto) = room::moto().await else { return };
+    let (account, cluster) = (Account::new(&moto), room::cluster("crash"));
+    let before = account.everything().await;
+    let vpcs = account.count("vpc").await;
+    let up = Goal::Present(wanted(&cluster, 1, 2));
+    for changes in 0..END {
+        let ended = killed_after(&moto, &cluster, &up, changes).await;
+        // Every other time it is `down` that finds half a cluster.
+        if ended || room::full() || changes % 2 == 0 {
+            let seen = drive(&room::provider(&moto).await, &cluster, &up).await.unwrap();
+            assert_eq!(seen.machines.len(), 3, "after {changes} changes");
+            check_once(&account, vpcs, 3, 1).await;
+            if room::full() && !ended {
+                drive(&room::provider(&moto).await, &cluster, &Goal::Nothing)
+                    .await
+                    .unwrap();
+                killed_after(&moto, &cluster, &up, changes).await;
+            }
+        }
+        drive(&room::provider(&moto).await, &cluster, &Goal::Nothing)
+            .await
+            .unwrap();
+        nothing_left(&moto, &cluster).await;
+        assert_eq!(account.everything().await, before, "after {changes} changes");
+        if ended {
+            eprintln!("`up` makes {changes} changes");
+            return;
+        }
+    }
+    panic!("`up` never came to an end");
+}
+
+#[tokio::test]
+async fn down_killed_at_every_change() {
+    let Some(moto) = room::moto().await else { return };
+    let (account, cluster) = (Account::new(&moto), room::cluster("crash"));
+    let before = account.everything().await;
+    let up = Goal::Present(wanted(&cluster, 1, 2));
+    for changes in 0..END {
+        drive(&room::provider(&moto).await, &cluster, &up).await.unwrap();
+        let ended = killed_after(&moto, &cluster, &Goal::Nothing, changes).await;
+        if !ended {
+            drive(&room::provider(&moto).await, &cluster, &Goal::Nothing)
+                .await
+                .unwrap();
+        }
+        nothing_left(&moto, &cluster).await;
+        assert_eq!(account.everything().await, before, "after {changes} changes");
+        if ended {
+            eprintln!("`down` makes {changes} changes");
+            return;
+        }
+    }
+    panic!("`down` never came to an end");
+}
+
+async fn nothing_left(moto: &Moto, cluster: &ClusterName) {
+    use kprov_provider::Provider as _;
+    let left = room::provider(moto).await.leftovers(cluster).await.unwrap();
+    assert_eq!(left, []);
+}
+
+#[tokio::test]
+async fn two_at_once_end_in_one_cluster() {
+    let Some(moto) = room::moto().await else { return };
+    let (account, cluster) = (Account::new(&moto), room::cluster("twins"));
+    let before = account.everything().await;
+    let vpcs = account.count("vpc").await;
+    let up = Goal::Present(wanted(&cluster, 1, 2));
+    let (one, other) = (room::provider(&moto).await, room::provider(&moto).await);
+    let results = futures::join!(drive(&one, &cluster, &up), drive(&other, &cluster, &up));
+    assert!(results.0.is_ok() || results.1.is_ok(), "{results:?}");
+    let seen = drive(&room::provider(&moto).await, &cluster, &up).await.unwrap();
+    assert_eq!(seen.machines.len(), 3);
+    check_once(&account, vpcs, 3, 1).await;
+    drive(&one, &cluster, &Goal::Nothing).await.unwrap();
+    nothing_left(&moto, &cluster).await;
+    assert_eq!(account.everything().await, before);
+}

@@ -1,0 +1,438 @@
+//! A host without an operating system: QEMU, whose power a management controller holds, boots over the network from what
+//! `kprov boot serve` offers, up to kprov-node reporting in; and has an image written to its disk.
+
+#![cfg(test)]
+
+use std::fs;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kprov_bootstrap::pki;
+use kprov_emulators::bmc::{Manners, PASSWORD, StandIn, USER};
+use kprov_types::machine::{Endpoint, Role};
+use kprov_types::node::{NODE_CONFIG_PATH, NodeConfig, NodeNetwork, ReleaseSource, SetupStatus};
+use kprov_types::{Digest, MachineName, ports};
+
+const NAME: &str = "vm-1";
+const MAC: &str = "52:54:00:6b:70:01";
+const SERVER: [u8; 4] = [10, 92, 7, 1];
+const HOST: [u8; 4] = [10, 92, 7, 11];
+const FILES: u16 = 8099;
+/// How long a boot may take: half a minute, when nothing else runs.
+const BOOT: Duration = Duration::from_mins(4);
+
+/// A namespace with a bridge and a tap for the machine, gone when dropped.
+struct Room(String);
+
+impl Room {
+    fn new() -> Result<Self> {
+        let room = Self(format!("kb{}", std::process::id() % 100_000));
+        let name = &room.0;
+        ip(&format!("netns add {name}"))?;
+        for command in [
+            "link set lo up",
+            "link add br0 type bridge",
+            "link set br0 up",
+            "addr add 10.92.7.1/24 dev br0",
+            "tuntap add tap0 mode tap",
+            "link set tap0 master br0 up",
+        ] {
+            ip(&format!("-n {name} {command}"))?;
+        }
+        Ok(room)
+    }
+
+    /// This thread, and all that it starts from now on, are in the namespace.
+    fn enter(&self) -> Result<()> {
+        let file = fs::File::open(format!("/run/netns/{}", self.0))?;
+        Ok(nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let _ = ip(&format!("netns del {}", self.0));
+    }
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    run(Command::new("ip").args(arguments.split(' '))).map(drop)
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(
+        out.status.success(),
+        "{command:?}: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// A child that ends with its owner.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The machine: it runs while it has power.
+#[derive(Clone, Default)]
+struct Vm(Arc<Mutex<Option<Ended>>>);
+
+impl Vm {
+    fn power(&self, dir: &Path, boot: Option<&str>) {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *running = None;
+        let Some(source) = boot else { return };
+        let console = dir.join("console");
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg", "-m", "1280", "-display", "none", "-monitor", "none"])
+            .args(["-boot", if source == "Pxe" { "n" } else { "c" }])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"])
+            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={MAC}")])
+            .arg("-drive")
+            .arg(format!("file={},if=none,id=d0,format=raw", dir.join("disk").display()))
+            .args(["-device", "virtio-blk-pci,drive=d0,serial=kprovdisk1"])
+            .stdin(Stdio::null())
+            .spawn();
+        *running = child.ok().map(Ended);
+    }
+}
+
+fn required(variable: &str) -> Result<String> {
+    std::env::var(variable).with_context(|| format!("{variable} is not set: run the tests by `cargo xtask test`"))
+}
+
+/// What both tests start from: kernel and initrd as `kprov boot image` makes them, and an inventory.
+struct Stage {
+    dir: tempfile::TempDir,
+    kprov: String,
+}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let kprov = format!("{}/kprov", required("KPROV_BIN")?);
+        let root = required("KPROV_TEST_BOOT_KERNEL")?;
+        let one = |below: &str, begins: &str| -> Result<String> {
+            let entries = fs::read_dir(format!("{root}/{below}"))?.filter_map(Result::ok);
+            let found = entries
+                .filter_map(|e| e.path().into_os_string().into_string().ok())
+                .find(|path| path.rsplit('/').next().is_some_and(|name| name.starts_with(begins)));
+            found.with_context(|| format!("nothing in {root}/{below}"))
+        };
+        // The kprov-node under test is built for debugging, and needs the libraries that it was linked with.
+        let add = dir.path().join("add");
+        let node = format!("{}/kprov-node", required("KPROV_BIN")?);
+        for line in run(Command::new("ldd").arg(&node))?.lines() {
+            let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) else {
+                continue;
+            };
+            let to = add.join(library.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().context("a directory")?)?;
+            fs::copy(library, to)?;
+        }
+        run(Command::new(&kprov)
+            .args(["boot", "image", "--kernel", &one("boot", "vmlinuz-")?])
+            .args(["--modules", &one("lib/modules", "")?])
+            .arg("--add")
+            .arg(&add)
+            .arg("--out")
+            .arg(dir.path().join("boot")))?;
+        fs::create_dir(dir.path().join("first-boot"))?;
+        Ok(Self { dir, kprov })
+    }
+
+    fn disk(&self, content: &[u8]) -> Result<()> {
+        let file = fs::File::create(self.path("disk"))?;
+        file.set_len(64 << 20)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, content, 1 << 20)?;
+        Ok(())
+    }
+
+    fn path(&self, below: &str) -> std::path::PathBuf {
+        self.dir.path().join(below)
+    }
+
+    fn inventory(&self, bmc: &StandIn) -> Result<()> {
+        let [a, b, c, d] = HOST;
+        let text = format!(
+            "apiVersion: kprov.io/v1alpha1\nkind: Inventory\nhosts:\n  - name: {NAME}\n    role: control-plane\n    \
+             address: {a}.{b}.{c}.{d}\n    bmc:\n      address: {}\n      credentials: {{ env: KPROV_TEST_BMC }}\n      mac: \"{MAC}\"\n",
+            bmc.url()
+        );
+        fs::write(self.path("hosts.yaml"), text)?;
+        Ok(())
+    }
+
+    fn first_boot(&self, text: &str) -> Result<()> {
+        fs::write(self.path("first-boot").join(NAME), text)?;
+        Ok(())
+    }
+
+    /// `kprov boot serve` that switches the machine on.
+    fn serve(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(&self.kprov);
+        command
+            .args([
+                "boot",
+                "serve",
+                "--interface",
+                "br0",
+                "--dhcp",
+                "10.92.7.100-10.92.7.110",
+            ])
+            .args([
+                "--console",
+                "ttyS0",
+                "--power-on",
+                "--until-booted",
+                "--progress",
+                "plain",
+            ])
+            .arg("--inventory")
+            .arg(self.path("hosts.yaml"))
+            .arg("--kernel")
+            .arg(self.path("boot/kernel"))
+            .arg("--initrd")
+            .arg(self.path("boot/initrd"))
+            .arg("--first-boot")
+            .arg(self.path("first-boot"))
+            .args(more)
+            .env("KPROV_HOME", self.path("home"))
+            .env("KPROV_TEST_BMC", format!("{USER}:{PASSWORD}"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn console(&self) -> String {
+        let text = fs::read(self.path("console")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Runs it to its end; tells whether it succeeded, and what it said.
+    fn served(&self, more: &[&str]) -> Result<(bool, String)> {
+        let log = fs::File::create(self.path("serve.log"))?;
+        let mut child = Ended(self.serve(more).stdout(log.try_clone()?).stderr(log).spawn()?);
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.0.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > BOOT {
+                bail!(
+                    "not booted within {BOOT:?}\n{}\nconsole:\n{}",
+                    fs::read_to_string(self.path("serve.log"))?,
+                    self.console()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        Ok((status.success(), fs::read_to_string(self.path("serve.log"))?))
+    }
+}
+
+async fn controller(stage: &Stage, vm: &Vm) -> Result<StandIn> {
+    let (dir, vm) = (stage.dir.path().to_owned(), vm.clone());
+    let bmc = StandIn::start(Manners::default(), Box::new(move |boot| vm.power(&dir, boot))).await?;
+    stage.inventory(&bmc)?;
+    Ok(bmc)
+}
+
+/// First-boot data as `kprov up` makes them, for a control-plane machine that waits for its bundle.
+fn first_boot(stage: &Stage) -> Result<(String, reqwest::Client)> {
+    let now = jiff::Timestamp::now();
+    let name: MachineName = NAME.parse()?;
+    let secrets = pki::generate_secrets(&"netboot".parse()?, now)?;
+    let client = pki::setup_client(now)?;
+    let identity = pki::setup_identity(&name, &client.fingerprint, now)?;
+    let [a, b, c, d] = SERVER;
+    let url = format!("http://{a}.{b}.{c}.{d}:{FILES}");
+    let node = stage.path("files/kprov-node");
+    fs::create_dir_all(stage.path("files"))?;
+    run(Command::new("strip")
+        .arg(format!("{}/kprov-node", required("KPROV_BIN")?))
+        .arg("-o")
+        .arg(&node))?;
+    let sum = run(Command::new("sha256sum").arg(&node))?;
+    let sum = sum.split(' ').next().unwrap_or_default();
+    let config = NodeConfig {
+        cluster: "netboot".parse()?,
+        machine: Some(name),
+        role: Role::ControlPlane,
+        endpoint: Endpoint {
+            host: format!("{a}.{b}.{c}.{d}"),
+            port: ports::API,
+        },
+        ca: secrets.ca.certificate,
+        release: ReleaseSource {
+            urls: vec![url.clone()],
+            digest: Digest::from_hex(&"0".repeat(64))?,
+        },
+        join_token: None,
+        setup: Some(identity.clone()),
+        data: None,
+        network: NodeNetwork {
+            pods: "10.244.0.0/16".parse()?,
+            services: "10.96.0.0/16".parse()?,
+            dns_domain: "cluster.local".into(),
+        },
+        virtual_address: None,
+        taint: false,
+    };
+    let script = include_str!("../../crates/kprov/src/first_boot.sh")
+        .replace("@URLS@", &url)
+        .replace("@SHA256@", sum)
+        .replace("@PATH@", "kprov-node")
+        .replace("@CONFIG_PATH@", NODE_CONFIG_PATH)
+        .replace("@CONFIG@", &serde_json::to_string(&config)?);
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let both = format!("{}{}", client.pair.certificate, client.pair.key);
+    let http = reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([reqwest::Certificate::from_pem(identity.certificate.as_bytes())?])
+        .identity(reqwest::Identity::from_pem(both.as_bytes())?)
+        .resolve(NAME, SocketAddr::from((HOST, ports::NODE_SETUP)))
+        .timeout(Duration::from_secs(5))
+        .build()?;
+    Ok((script, http))
+}
+
+/// Runs in a thread of its own, since that enters a namespace.
+fn in_room(test: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let room = Room::new()?;
+    let thread = std::thread::spawn({
+        let name = room.0.clone();
+        move || {
+            let room = std::mem::ManuallyDrop::new(Room(name));
+            room.enter()?;
+            test()
+        }
+    });
+    thread.join().unwrap_or_else(|_| bail!("the test panicked"))
+}
+
+#[test]
+fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
+    in_room(|| {
+        let stage = Stage::new()?;
+        stage.disk(b"")?;
+        let (script, http) = first_boot(&stage)?;
+        stage.first_boot(&script)?;
+        let [a, b, c, d] = SERVER;
+        let _files = Ended(
+            Command::new("busybox")
+                .args(["httpd", "-f", "-p", &format!("{a}.{b}.{c}.{d}:{FILES}"), "-h"])
+                .arg(stage.path("files"))
+                .spawn()?,
+        );
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let vm = Vm::default();
+        let bmc = runtime.block_on(controller(&stage, &vm))?;
+        let start = Instant::now();
+        let (done, said) = stage.served(&[])?;
+        ensure!(done, "{said}\nconsole:\n{}", stage.console());
+        let booted = start.elapsed();
+        ensure!(bmc.is_on() && bmc.boots_from().is_none(), "once only");
+        let url = format!("https://{NAME}:{}/v1/status", ports::NODE_SETUP);
+        let status: SetupStatus = runtime.block_on(async {
+            loop {
+                let asked = async { http.get(&url).send().await?.error_for_status()?.json().await };
+                match asked.await {
+                    Ok(status) => return Ok(status),
+                    Err(error) if start.elapsed() > BOOT => {
+                        return Err(anyhow::Error::from(error).context(format!("console:\n{}", stage.console())));
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(300)).await,
+                }
+            }
+        })?;
+        println!(
+            "first-boot data after {:.1} s, kprov-node reports `{:?}` after {:.1} s",
+            booted.as_secs_f32(),
+            status.step,
+            start.elapsed().as_secs_f32()
+        );
+        vm.power(stage.dir.path(), None);
+        Ok(())
+    })
+}
+
+#[test]
+fn an_image_is_written_to_an_empty_disk_and_to_no_other() -> Result<()> {
+    in_room(|| {
+        let stage = Stage::new()?;
+        // The smallest image that first-boot data can be put into.
+        fs::create_dir_all(stage.path("root/etc"))?;
+        fs::create_dir_all(stage.path("root/usr"))?;
+        fs::write(stage.path("root/etc/os-release"), "ID=test\n")?;
+        fs::File::create(stage.path("image"))?.set_len(24 << 20)?;
+        run(Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-d"])
+            .arg(stage.path("root"))
+            .arg(stage.path("image")))?;
+        stage.first_boot("#!/bin/sh\necho first boot of this very host\n")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let vm = Vm::default();
+        let _bmc = runtime.block_on(controller(&stage, &vm))?;
+        let image = stage.path("image").display().to_string();
+        let install = [
+            "--image",
+            &image,
+            "--install",
+            &format!("{NAME}=/dev/disk/by-id/virtio-kprovdisk1"),
+        ];
+
+        stage.disk(b"somebody's data")?;
+        let (done, said) = stage.served(&install)?;
+        ensure!(
+            !done && said.contains("holds something"),
+            "{said}\nconsole:\n{}",
+            stage.console()
+        );
+        let mut kept = [0; 15];
+        let disk = fs::File::open(stage.path("disk"))?;
+        std::os::unix::fs::FileExt::read_exact_at(&disk, &mut kept, 1 << 20)?;
+        ensure!(&kept == b"somebody's data");
+
+        vm.power(stage.dir.path(), None);
+        stage.disk(b"")?;
+        let (done, said) = stage.served(&install)?;
+        ensure!(done, "{said}\nconsole:\n{}", stage.console());
+        vm.power(stage.dir.path(), None);
+        let seed = "/var/lib/cloud/seed/nocloud";
+        for (file, wanted) in [
+            ("user-data", "of this very host"),
+            ("meta-data", "local-hostname: vm-1"),
+        ] {
+            let text = run(Command::new("debugfs")
+                .args(["-R", &format!("cat {seed}/{file}")])
+                .arg(stage.path("disk")))?;
+            ensure!(text.contains(wanted), "{file}: {text}");
+        }
+        let mut begins = vec![0; 4096];
+        fs::File::open(stage.path("disk"))?.read_exact(&mut begins)?;
+        ensure!(begins.iter().any(|byte| *byte != 0));
+        Ok(())
+    })
+}
