@@ -10,8 +10,8 @@ use kprov_types::machine::Observed;
 
 use crate::plan::{Action, Goal, Plan, PlanError, Waiting, plan};
 
-/// How long passes between two looks at machines that are being made.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How long passes between two looks at machines that are being made: at first, and at most. A look is many calls on a cloud.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
 /// How often one action may fail in a row before its error is final.
 const TRIES: usize = 8;
 
@@ -71,6 +71,7 @@ pub async fn drive(
     let end = pace.elapsed() + limit;
     let mut delays = backoff();
     let mut tries = 0;
+    let mut pause = LOOK_AGAIN[0];
     loop {
         let failed = match provider.observe(cluster).await {
             Ok(observed) => {
@@ -86,10 +87,12 @@ pub async fn drive(
                             return Err(DriveError::Deadline { limit, waiting });
                         }
                         progress.waiting(&waiting);
-                        pace.sleep(LOOK_AGAIN).await;
+                        pace.sleep(pause).await;
+                        pause = (pause * 5 / 4).min(LOOK_AGAIN[1]);
                         continue;
                     }
                     (Some(action), _) => {
+                        pause = LOOK_AGAIN[0];
                         progress.action(action);
                         perform(provider, cluster, action).await
                     }

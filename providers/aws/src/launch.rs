@@ -174,6 +174,7 @@ pub(crate) async fn carry_out(
             Ok(instances) => {
                 for instance in &instances {
                     shared.ledger.made(cluster, &instance.id);
+                    shared.mark_launched(&instance.id);
                 }
                 made.instances = instances;
                 return Ok(made);

@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     pub(crate) opened: Instant,
     /// Zones that had no capacity for a size.
     full: Mutex<BTreeSet<(String, String)>>,
+    /// Instances that this process has started.
+    launched: Mutex<BTreeSet<String>>,
 }
 
 impl Shared {
@@ -76,6 +78,16 @@ impl Shared {
     pub(crate) fn mark_full(&self, zone: &str, size: &str) {
         let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
         full.insert((zone.to_owned(), size.to_owned()));
+    }
+
+    pub(crate) fn mark_launched(&self, instance: &str) {
+        let mut launched = self.launched.lock().unwrap_or_else(PoisonError::into_inner);
+        launched.insert(instance.to_owned());
+    }
+
+    /// Instances that this process has started.
+    pub(crate) fn launched(&self) -> BTreeSet<String> {
+        self.launched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Zones that had no capacity for a size.
@@ -117,6 +129,7 @@ impl AwsProvider {
                 ledger: Ledger::default(),
                 opened: Instant::now(),
                 full: Mutex::default(),
+                launched: Mutex::default(),
             }),
         })
     }

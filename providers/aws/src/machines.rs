@@ -61,19 +61,41 @@ pub(crate) fn machines(shared: &Shared, seen: &Seen) -> Vec<Machine> {
     let targets = seen.net.target_group.as_ref().map(|t| &t.targets);
     let volumes: BTreeMap<&MachineName, &Volume> = seen.volumes.iter().map(|v| (&v.machine, v)).collect();
     let show = |instance: &Instance| {
-        let (mut needs, mut pending) = (false, false);
-        if instance.role == Role::ControlPlane {
-            if let Some(volume) = volumes.get(&instance.name) {
-                let own = volume.attachment.as_ref().filter(|a| a.instance == instance.id);
-                needs |= own.is_none();
-                pending |= own.is_some_and(|a| !a.settled);
-            }
-            let address = instance.address.map(IpAddr::from);
-            needs |= targets.is_some_and(|t| address.is_some_and(|a| !t.contains(&a)));
-        }
-        translate::machine(instance, shared.settings.private, needs, pending)
+        let lacks = lacks(instance, volumes.get(&instance.name).copied(), targets);
+        translate::machine(
+            instance,
+            shared.settings.private,
+            lacks == Lacks::AnEnsure,
+            lacks == Lacks::Time,
+        )
     };
     by_name(&seen.instances).into_values().filter_map(show).collect()
+}
+
+/// What a running machine lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lacks {
+    Nothing,
+    /// Its volume is on its way, or not yet free of another instance.
+    Time,
+    /// Its volume is free, or it is no target.
+    AnEnsure,
+}
+
+fn lacks(instance: &Instance, volume: Option<&Volume>, targets: Option<&BTreeSet<IpAddr>>) -> Lacks {
+    if instance.role != Role::ControlPlane {
+        return Lacks::Nothing;
+    }
+    match volume.map(|v| &v.attachment) {
+        Some(None) => return Lacks::AnEnsure,
+        Some(Some(a)) if a.instance != instance.id || !a.settled => return Lacks::Time,
+        _ => {}
+    }
+    let address = instance.address.map(IpAddr::from);
+    if targets.is_some_and(|t| address.is_some_and(|a| !t.contains(&a))) {
+        return Lacks::AnEnsure;
+    }
+    Lacks::Nothing
 }
 
 /// The life that client tokens belong to, and how often things were removed in it.
@@ -106,7 +128,10 @@ pub(crate) async fn ensure(
     let mut missing: Vec<&MachineSpec> = Vec::new();
     for spec in want {
         match there.get(&spec.name).map(|i| (i.state, &i.id)) {
-            None => missing.push(spec),
+            None => {
+                check_not_ended(shared, &seen.instances, &spec.name)?;
+                missing.push(spec);
+            }
             Some((InstanceState::Stopped, id)) => stopped.push(id.clone()),
             Some((InstanceState::ShuttingDown, _)) => {
                 return Err(ProviderError::wait(
@@ -153,6 +178,20 @@ pub(crate) async fn ensure(
         .filter(|(name, _)| names.contains(*name))
         .filter_map(|(_, i)| translate::machine(i, shared.settings.private, false, false))
         .collect())
+}
+
+/// An instance that EC2 itself ended right after its start would end so again.
+fn check_not_ended(shared: &Shared, instances: &[Instance], name: &MachineName) -> Result<(), ProviderError> {
+    let launched = shared.launched();
+    let ended = instances
+        .iter()
+        .filter(|i| i.name == *name && launched.contains(&i.id))
+        .find_map(|i| i.ended.as_ref());
+    match ended {
+        None => Ok(()),
+        Some(why) => Err(ProviderError::never(format!("machine `{name}` was ended by AWS right after its start: {why}"))
+            .hint("the account's quota for volumes or its default encryption key may be the reason; mend that and run `kprov up` again")),
+    }
 }
 
 async fn launch_all(
@@ -290,18 +329,50 @@ pub(crate) async fn console(
 mod tests {
     use super::*;
 
-    #[test]
-    fn of_several_instances_the_one_that_runs_counts() {
-        let instance = |id: &str, state| Instance {
+    fn instance(id: &str, state: InstanceState) -> Instance {
+        Instance {
             id: id.into(),
             name: MachineName::new("demo-cp-0").unwrap(),
             role: Role::ControlPlane,
             state,
-            address: None,
+            address: Some([10, 32, 0, 4].into()),
             public: None,
             zone: None,
-            reason: None,
+            ended: None,
+        }
+    }
+
+    #[test]
+    fn a_volume_that_is_not_free_yet_is_waited_for() {
+        use crate::model::Attachment;
+        let machine = instance("i-2", InstanceState::Running);
+        let volume = |attachment: Option<(&str, bool)>| Volume {
+            id: "vol-1".into(),
+            machine: machine.name.clone(),
+            size: Some(8),
+            zone: "a".into(),
+            attachment: attachment.map(|(instance, settled)| Attachment {
+                instance: instance.into(),
+                settled,
+            }),
+            used: true,
         };
+        let targets: BTreeSet<IpAddr> = [IpAddr::from([10, 32, 0, 4])].into();
+        let with = |attachment| lacks(&machine, Some(&volume(attachment)), Some(&targets));
+        assert_eq!(with(None), Lacks::AnEnsure);
+        assert_eq!(with(Some(("i-1", true))), Lacks::Time);
+        assert_eq!(with(Some(("i-2", false))), Lacks::Time);
+        assert_eq!(with(Some(("i-2", true))), Lacks::Nothing);
+        let attached = volume(Some(("i-2", true)));
+        assert_eq!(
+            lacks(&machine, Some(&attached), Some(&BTreeSet::new())),
+            Lacks::AnEnsure
+        );
+        assert_eq!(lacks(&machine, Some(&attached), None), Lacks::Nothing);
+    }
+
+    #[test]
+    fn of_several_instances_the_one_that_runs_counts() {
         let all = [
             instance("i-0", InstanceState::Terminated),
             instance("i-1", InstanceState::ShuttingDown),

@@ -151,8 +151,8 @@ pub(crate) struct Instance {
     pub(crate) address: Option<Ipv4Addr>,
     pub(crate) public: Option<Ipv4Addr>,
     pub(crate) zone: Option<String>,
-    /// Why it is in that state, in EC2's words.
-    pub(crate) reason: Option<String>,
+    /// Why EC2 ended it, where nobody asked for that.
+    pub(crate) ended: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

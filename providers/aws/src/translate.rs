@@ -210,11 +210,11 @@ pub(crate) fn instance(instance: &ec2::Instance) -> Option<Instance> {
         address: address(instance.private_ip_address()),
         public: address(instance.public_ip_address()),
         zone: instance.placement().and_then(|p| owned(p.availability_zone())),
-        reason: instance
+        ended: instance
             .state_reason()
-            .and_then(|r| owned(r.message()))
-            .or_else(|| owned(instance.state_transition_reason()))
-            .filter(|r| !r.is_empty()),
+            .filter(|_| state == InstanceState::Terminated)
+            .filter(|r| r.code() != Some("Client.UserInitiatedShutdown"))
+            .and_then(|r| owned(r.message())),
     })
 }
 
@@ -401,6 +401,22 @@ mod tests {
                 "{state:?}"
             );
         }
+    }
+
+    #[test]
+    fn instances_that_aws_ended_say_why() {
+        let with = |code: &str| {
+            let reason = ec2::StateReason::builder().code(code).message("because").build();
+            let state = ec2::InstanceState::builder()
+                .name(ec2::InstanceStateName::Terminated)
+                .build();
+            let mut ended = an_instance(ec2::InstanceStateName::Running, "demo-worker-0", 0);
+            ended.state = Some(state);
+            ended.state_reason = Some(reason);
+            instance(&ended).unwrap().ended
+        };
+        assert_eq!(with("Client.VolumeLimitExceeded"), Some("because".into()));
+        assert_eq!(with("Client.UserInitiatedShutdown"), None);
     }
 
     #[test]
