@@ -1,5 +1,4 @@
 //! The room that makes emulators' instances real, with a scripted emulator: what the tests of clouds stand on.
-#![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -32,7 +31,7 @@ impl Emulator for Script {
 
 /// Formats its disk when it's empty, mounts it, and says its own name and what is on the disk to whoever connects; `/healthy`
 /// decides what it answers health checks with. As a cloud's user data: a script that ends, and leaves a service.
-const USER_DATA: &str = r#"#!/bin/sh
+const USER_DATA: &str = r"#!/bin/sh
 set -eu
 cat >/usr/local/bin/service.py <<'PY'
 import http.server, os, socketserver, subprocess, threading, time
@@ -69,7 +68,7 @@ Restart=always
 UNIT
 systemctl daemon-reload
 systemctl enable --now answer.service
-"#;
+";
 
 fn instance(id: &str, address: Ipv4Addr) -> Instance {
     Instance {

@@ -325,6 +325,7 @@ fn refused(action: &str, what: &str, code: &str, message: &str) -> ProviderError
             "set `spec.aws.terminationProtection: false` in the cluster file, run `kprov up` with it, and try again",
         ),
         "DependencyViolation"
+        | "InvalidIPAddress.InUse"
         | "ResourceInUse"
         | "VolumeInUse"
         | "IncorrectState"

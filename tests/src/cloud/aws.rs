@@ -16,6 +16,8 @@ use super::{Balancer, Emulator, HealthCheck, Instance, Listener, Picture, Probe,
 
 /// The region that tests use.
 pub const REGION: &str = "eu-central-1";
+/// Device names of root disks, whatever moto says that an image's is.
+const ROOTS: &[&str] = &["/dev/sda1", "/dev/xvda"];
 
 /// An AWS on this host: moto behind the recording proxy, and a room with its instances.
 pub struct Aws {
@@ -185,11 +187,9 @@ impl Watch {
             });
         }
         for found in self.table.volumes().await? {
-            if found
-                .attached
-                .as_ref()
-                .is_some_and(|(id, device)| roots.get(id) == Some(device))
-            {
+            let root =
+                |(id, device): &(String, String)| ROOTS.contains(&device.as_str()) || roots.get(id) == Some(device);
+            if found.attached.as_ref().is_some_and(root) {
                 continue;
             }
             // As on machines with NVMe disks: the device is called by its order, and a link by the volume's id leads there.

@@ -60,10 +60,10 @@ USER_DATA
     mkdir -p /etc/systemd/system/multi-user.target.wants
 fi
 
-# A host keeps the name that it was given at its first boot.
-if [ -e /var/lib/cloud/instance ]; then
-    hostname "@HOSTNAME@"
-    hostname >/etc/hostname
+# A host keeps the name that it had when its first boot was done; the machine under it would give it its own.
+if [ -e /var/lib/hostname.kept ]; then
+    hostname "$(cat /var/lib/hostname.kept)"
+    cp /var/lib/hostname.kept /etc/hostname
 fi
 
 # As much of systemctl as first-boot scripts use.
@@ -85,6 +85,8 @@ for stage in "init --local" init "modules --mode=config" "modules --mode=final";
     # shellcheck disable=SC2086
     cloud-init $stage || echo "cloud-init $stage ended with $?" >&2
 done
+
+hostname >/var/lib/hostname.kept
 
 # `Restart=always`, `RestartSec=1`.
 for unit in /etc/systemd/system/multi-user.target.wants/*.service; do

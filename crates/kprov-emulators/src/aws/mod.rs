@@ -43,6 +43,7 @@ const START: Duration = Duration::from_mins(1);
 pub struct Moto {
     endpoint: String,
     direct: String,
+    port: u16,
     record: Record,
     faults: Faults,
     names: DnsNames,
@@ -98,6 +99,7 @@ impl Moto {
         Ok(Self {
             endpoint,
             direct: format!("http://127.0.0.1:{port}"),
+            port,
             record,
             faults,
             names,
@@ -120,7 +122,7 @@ impl Moto {
 
     /// A look at what moto has in a region; not counted.
     pub fn table(&self, region: &str) -> Table {
-        Table::new(&self.direct, region)
+        Table::new(self.port, region)
     }
 
     /// The calls that came through the proxy.

@@ -305,26 +305,31 @@ impl Proxy {
     }
 
     async fn send(&self, headers: &HeaderMap, form: &[(String, String)]) -> Result<Reply> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(connection);
-        let mut request = Request::post("/").body(Full::new(Bytes::from(encode_form(form))))?;
-        *request.headers_mut() = headers.clone();
-        for name in [CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
-            request.headers_mut().remove(name);
-        }
-        request
-            .headers_mut()
-            .insert(HOST, format!("127.0.0.1:{}", self.port).parse()?);
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        driver.abort();
-        Ok(Reply {
-            status,
-            body: String::from_utf8_lossy(&body).into_owned(),
-        })
+        post(self.port, headers, form).await
     }
+}
+
+/// Sends a form to a port of loopback.
+pub(super) async fn post(port: u16, headers: &HeaderMap, form: &[(String, String)]) -> Result<Reply> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let mut request = Request::post("/").body(Full::new(Bytes::from(encode_form(form))))?;
+    *request.headers_mut() = headers.clone();
+    for name in [CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
+        request.headers_mut().remove(name);
+    }
+    request
+        .headers_mut()
+        .insert(HOST, format!("127.0.0.1:{}", port).parse()?);
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    driver.abort();
+    Ok(Reply {
+        status,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    })
 }
 
 fn response(reply: Reply) -> Response<Full<Bytes>> {
@@ -368,7 +373,7 @@ fn parse_form(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-pub(super) fn encode_form(form: &[(String, String)]) -> String {
+fn encode_form(form: &[(String, String)]) -> String {
     let encode = |s: &str| -> String {
         s.bytes()
             .map(|b| match b {

@@ -6,16 +6,16 @@ use std::net::Ipv4Addr;
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 
-use super::proxy::encode_form;
+use super::proxy::{Reply, post};
 use super::xml::Element;
 
 /// A look at one region of moto. Clones look at the same.
 #[derive(Clone, Debug)]
 pub struct Table {
-    http: reqwest::Client,
-    direct: String,
+    port: u16,
     region: String,
 }
 
@@ -104,10 +104,9 @@ const EC2: &[(&str, &str, &str)] = &[
 const GONE: &[&str] = &["deleted", "terminated"];
 
 impl Table {
-    pub(super) fn new(direct: &str, region: &str) -> Self {
+    pub(super) fn new(port: u16, region: &str) -> Self {
         Self {
-            http: reqwest::Client::new(),
-            direct: direct.to_owned(),
+            port,
             region: region.to_owned(),
         }
     }
@@ -329,18 +328,13 @@ impl Table {
             "AWS4-HMAC-SHA256 Credential=look/20260101/{}/{service}/aws4_request, SignedHeaders=host, Signature=0",
             self.region
         );
-        let reply = self
-            .http
-            .post(&self.direct)
-            .header(AUTHORIZATION, authorization)
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(encode_form(&form))
-            .send()
-            .await?;
-        let status = reply.status();
-        let text = reply.text().await?;
-        ensure!(status.is_success(), "{action}: {status}: {text}");
-        Element::parse(&text).with_context(|| format!("{action}: the reply is no XML"))
+        let headers = HeaderMap::from_iter([
+            (AUTHORIZATION, authorization.parse()?),
+            (CONTENT_TYPE, "application/x-www-form-urlencoded".parse()?),
+        ]);
+        let Reply { status, body } = post(self.port, &headers, &form).await?;
+        ensure!(status.is_success(), "{action}: {status}: {body}");
+        Element::parse(&body).with_context(|| format!("{action}: the reply is no XML"))
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod conformance;
 mod crashes;
+mod harness;
 mod machines;
 mod network;
 mod room;
