@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -98,18 +99,22 @@ impl Rack {
         );
         let roles = control_plane.iter().map(|host| (host, "control-plane"));
         for (host, role) in roles.chain(workers.iter().map(|host| (host, "worker"))) {
-            text += &format!(
-                "  - name: {host}\n    role: {role}\n    address: {}\n    zone: rack-{host}\n    labels: {{e2e: {role}}}\n    ssh: {{hostKey: {}}}\n",
+            writeln!(
+                text,
+                "  - name: {host}\n    role: {role}\n    address: {}\n    zone: rack-{host}\n    labels: {{e2e: {role}}}\n    ssh: {{hostKey: {}}}",
                 self.address(host)?,
                 self.hosts.host_key(host)?
-            );
+            )?;
         }
         Ok(std::fs::write(path, text)?)
     }
 }
 
 fn success(out: &Output) -> Result<String> {
-    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr),
+    );
     if !out.status.success() {
         bail!("{}\n{stdout}{stderr}", out.status);
     }
@@ -148,7 +153,10 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
         let zones = kubectl.get(&["nodes", "-l", "e2e=worker,topology.kubernetes.io/zone=rack-w1"])?;
         ensure!(items(&zones).count() == 1, "zone and labels: {zones}");
         let contexts = kubectl.run(&["config", "get-contexts", "-o", "name"])?;
-        ensure!(contexts.lines().count() == 4, "one for each control-plane host: {contexts}");
+        ensure!(
+            contexts.lines().count() == 4,
+            "one for each control-plane host: {contexts}"
+        );
         kubectl.run(&["--context", "e2e-bm-m2", "get", "nodes"])?;
         let logins = rack.logins(&all)?;
         up(&cluster, payload, &inventory)?;
@@ -162,11 +170,17 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
         rack.native(&inventory, &["m1", "m2", "m3"], &["w1", "w2"])?;
         let said = up(&cluster, payload, &inventory)?;
         ensure!(said.contains("kprov inventory remove w3 --name e2e-bm"), "{said}");
-        success(&cluster.kprov(&["inventory", "remove", "w3", "--name", "e2e-bm", "--yes"]).output()?)?;
+        success(
+            &cluster
+                .kprov(&["inventory", "remove", "w3", "--name", "e2e-bm", "--yes"])
+                .output()?,
+        )?;
         self_hosted(&kubectl, payload, 3, 2)?;
         let only = BTreeMap::from([("w3".to_owned(), before["w3"].clone())]);
         rack.as_before(&only)?;
-        let refused = cluster.kprov(&["inventory", "remove", "m1", "--name", "e2e-bm", "--yes"]).output()?;
+        let refused = cluster
+            .kprov(&["inventory", "remove", "m1", "--name", "e2e-bm", "--yes"])
+            .output()?;
         ensure!(refused.status.code() == Some(1), "a control-plane host was removed");
 
         // Another version: through the API alone.
@@ -176,7 +190,10 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
             success(&cluster.upgrade_command(&chain, &next.version).output()?)?;
             let took = start.elapsed().as_secs_f32();
             let during = rack.logins(&all)? - logins;
-            eprintln!("{} -> {} after {took:.1} s, SSH connections: {during}", payload.version, next.version);
+            eprintln!(
+                "{} -> {} after {took:.1} s, SSH connections: {during}",
+                payload.version, next.version
+            );
             ensure!(during == 0, "{during} SSH connections during an upgrade");
             self_hosted(&kubectl, next, 3, 2)?;
         }
@@ -210,8 +227,8 @@ fn one_and_one_from_an_ansible_inventory() -> Result<()> {
         let mut hosts = String::new();
         for name in ["node1", "node2"] {
             let address = rack.address(name)?;
-            lines += &format!("{address} {}\n", rack.hosts.host_key(name)?);
-            hosts += &format!("{name} ansible_host={address} ip={address}\n");
+            writeln!(lines, "{address} {}", rack.hosts.host_key(name)?)?;
+            writeln!(hosts, "{name} ansible_host={address} ip={address}")?;
         }
         std::fs::write(&known, lines)?;
         let vars = format!(
@@ -227,7 +244,10 @@ fn one_and_one_from_an_ansible_inventory() -> Result<()> {
         std::fs::write(&inventory, text)?;
         let start = Instant::now();
         up(&cluster, &payload, &inventory)?;
-        eprintln!("1 + 1 from an Ansible inventory: up after {:.1} s", start.elapsed().as_secs_f32());
+        eprintln!(
+            "1 + 1 from an Ansible inventory: up after {:.1} s",
+            start.elapsed().as_secs_f32()
+        );
         self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 1)?;
         cluster.down()?;
         rack.as_before(&before)?;

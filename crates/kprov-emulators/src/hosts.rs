@@ -91,7 +91,10 @@ impl Hosts {
             let address = self.address(name).await?;
             while std::net::TcpStream::connect((address.as_str(), 22)).is_err() {
                 if Instant::now() > deadline {
-                    bail!("host `{name}` never answered; it printed: {}", self.printed(name).await?);
+                    bail!(
+                        "host `{name}` never answered; it printed: {}",
+                        self.printed(name).await?
+                    );
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -103,7 +106,9 @@ impl Hosts {
     pub async fn address(&self, name: &str) -> Result<String> {
         let observed = self.provider.observe(&self.cluster).await?;
         let found = observed.machines.iter().find(|m| m.name.as_str() == name);
-        let address = found.and_then(|m| m.address).with_context(|| format!("no host `{name}`"))?;
+        let address = found
+            .and_then(|m| m.address)
+            .with_context(|| format!("no host `{name}`"))?;
         Ok(address.to_string())
     }
 
@@ -161,11 +166,19 @@ impl Hosts {
     /// How many SSH connections a host has let in since it was made.
     pub async fn logins(&self, name: &str) -> Result<usize> {
         let printed = self.printed(name).await?;
-        Ok(printed.lines().filter(|line| line.contains("Accepted publickey for")).count())
+        Ok(printed
+            .lines()
+            .filter(|line| line.contains("Accepted publickey for"))
+            .count())
     }
 
     fn pid(&self, name: &str) -> Result<String> {
-        let path = self.state.join(self.cluster.as_str()).join("machines").join(name).join("init.json");
+        let path = self
+            .state
+            .join(self.cluster.as_str())
+            .join("machines")
+            .join(name)
+            .join("init.json");
         let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
         Ok(record["pid"].as_i64().context("a host without a process")?.to_string())
     }

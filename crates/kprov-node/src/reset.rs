@@ -5,8 +5,9 @@
 //! host up writes that down ([`BEFORE`]). Without it nothing counts as having been there.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,9 @@ pub fn plan(mount_points: &[String], before: &str) -> Removal {
     let ours = |point: &&String| {
         let path = Utf8Path::new(point.as_str());
         // What is mounted at these places themselves is the host's own.
-        let inside = below.iter().any(|root| path.starts_with(root) && path != Utf8Path::new(root));
+        let inside = below
+            .iter()
+            .any(|root| path.starts_with(root) && path != Utf8Path::new(root));
         let namespaces = own_namespaces && (path == "/run/netns" || path == "/var/run/netns");
         inside || namespaces || path == paths::DATA_MOUNT
     };
@@ -100,7 +103,11 @@ pub fn plan(mount_points: &[String], before: &str) -> Removal {
         .collect();
     let whole = DIRECTORIES.iter().filter(|path| !was_there(path) && !was_empty(path));
     removed.extend(whole.map(Utf8PathBuf::from));
-    let emptied = DIRECTORIES.iter().filter(|path| was_empty(path)).map(Utf8PathBuf::from).collect();
+    let emptied = DIRECTORIES
+        .iter()
+        .filter(|path| was_empty(path))
+        .map(Utf8PathBuf::from)
+        .collect();
     let mut if_empty: Vec<Utf8PathBuf> = vec![paths::STATE.into(), "/run/cni".into(), "/etc/kprov".into()];
     if own_namespaces && !was_empty("/run/netns") {
         if_empty.push("/run/netns".into());
@@ -138,7 +145,7 @@ pub fn filter_removal(saved: &str) -> Option<String> {
         } else if line == "COMMIT" {
             let (name, chains, rules) = &table;
             if !chains.is_empty() || !rules.is_empty() {
-                script += &format!("*{name}\n");
+                let _ = writeln!(script, "*{name}");
                 // Naming a chain empties it: then none refers to another any more.
                 script.extend(chains.iter().map(|chain| format!(":{chain} - [0:0]\n")));
                 script.extend(rules.iter().map(|rule| format!("-D {rule}\n")));
@@ -154,7 +161,8 @@ pub fn filter_removal(saved: &str) -> Option<String> {
 pub fn is_ours(exe: &str, groups: &str) -> bool {
     let in_pod = |line: &str| {
         let path = line.splitn(3, ':').nth(2).unwrap_or_default();
-        path.split('/').any(|part| part == "kubepods" || part.starts_with("kubepods.slice") || part.starts_with("kubepods-"))
+        path.split('/')
+            .any(|part| part == "kubepods" || part.starts_with("kubepods.slice") || part.starts_with("kubepods-"))
     };
     exe.starts_with(&format!("{}/", paths::RELEASES)) || groups.lines().any(in_pod)
 }
@@ -267,9 +275,15 @@ fn mount_points() -> io::Result<Vec<String>> {
 
 /// Takes away the bridge with its ports, the tunnel, and our routes.
 fn remove_network() {
-    let ports = Command::new("ip").args(["-o", "link", "show", "master", BRIDGE]).output();
-    let ports = ports.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
-    let ports = ports.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next());
+    let ports = Command::new("ip")
+        .args(["-o", "link", "show", "master", BRIDGE])
+        .output();
+    let ports = ports
+        .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+        .unwrap_or_default();
+    let ports = ports
+        .lines()
+        .filter_map(|line| line.split(": ").nth(1)?.split('@').next());
     for link in ports.chain([BRIDGE, TUNNEL_NAME]) {
         quietly("ip", &["link", "delete", link], None);
     }
@@ -281,7 +295,9 @@ fn remove_network() {
 fn remove_filters() {
     for family in ["iptables", "ip6tables"] {
         let saved = Command::new(format!("{family}-save")).stderr(Stdio::null()).output();
-        let saved = saved.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
+        let saved = saved
+            .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+            .unwrap_or_default();
         if let Some(script) = filter_removal(&saved) {
             quietly(&format!("{family}-restore"), &["-w", "--noflush"], Some(&script));
         }
@@ -304,7 +320,12 @@ fn remove_namespaces(left: &mut Vec<String>) {
 
 /// kprov's own state, but for the data disk's place.
 fn remove_state(left: &mut Vec<String>) {
-    for entry in Utf8Path::new(paths::STATE).read_dir_utf8().into_iter().flatten().flatten() {
+    for entry in Utf8Path::new(paths::STATE)
+        .read_dir_utf8()
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         if entry.path() != paths::DATA_MOUNT {
             remove(entry.path(), left);
         } else {
@@ -342,7 +363,7 @@ fn quietly(program: &str, arguments: &[&str], input: Option<&str>) {
         .spawn();
     let Ok(mut child) = child else { return };
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        let _ = stdin.write_all(input.as_bytes());
+        let _ = Write::write_all(&mut stdin, input.as_bytes());
     }
     let _ = child.wait();
 }
@@ -430,8 +451,16 @@ COMMIT
         let before = ["/etc/containerd", "/run/netns"];
         let some = plan(&points, &format!("{}\n/var/lib/cni/\n", before.join("\n")));
         assert!(!some.mounts.iter().any(|m| m == "/run/netns"));
-        assert!(!some.paths.iter().any(|p| before.contains(&p.as_str()) || p == "/var/lib/cni"));
+        assert!(
+            !some
+                .paths
+                .iter()
+                .any(|p| before.contains(&p.as_str()) || p == "/var/lib/cni")
+        );
         assert_eq!(some.emptied, ["/var/lib/cni"], "it stays, as empty as it was");
-        assert!(some.paths.iter().any(|p| p == paths::CONTAINERD_CONFIG), "what is kprov's own in it goes");
+        assert!(
+            some.paths.iter().any(|p| p == paths::CONTAINERD_CONFIG),
+            "what is kprov's own in it goes"
+        );
     }
 }

@@ -81,7 +81,8 @@ pub(crate) fn load(
     let named = spec.baremetal.inventory.as_deref().map(Utf8Path::new);
     let beside = path.as_deref().and_then(Utf8Path::parent).unwrap_or(Utf8Path::new(""));
     if let Some(inventory) = inventory.clone().or_else(|| named.map(|named| beside.join(named))) {
-        let absolute = camino::absolute_utf8(&inventory).or_hint(format!("can't find `{inventory}`"), "check the path")?;
+        let absolute =
+            camino::absolute_utf8(&inventory).or_hint(format!("can't find `{inventory}`"), "check the path")?;
         spec.baremetal.inventory = Some(absolute.into_string());
     }
     let checked = file.validate().or_hint(

@@ -87,7 +87,14 @@ const RULES: &[Rule] = &[
 ];
 
 /// Nothing may depend on these outside of tests.
-const LEAVES: &[&str] = &["kprov", "kprov-operator", "kprov-sim", "kprov-emulators", "kprov-e2e", "xtask"];
+const LEAVES: &[&str] = &[
+    "kprov",
+    "kprov-operator",
+    "kprov-sim",
+    "kprov-emulators",
+    "kprov-e2e",
+    "xtask",
+];
 
 pub(crate) fn run() -> Result<()> {
     let metadata = MetadataCommand::new()

@@ -12,7 +12,14 @@ use crate::{cache, debian, deps, python, upgrades};
 /// What the tests themselves call.
 const TEST_PACKAGES: &[&str] = &["curl", "openssh-client", "openssh-server", "openssl", "procps", "sudo"];
 /// What hosts boot over the network with, and the machine that stands in for one.
-const BOOT_PACKAGES: &[&str] = &["binutils", "busybox-static", "dnsmasq-base", "e2fsprogs", "ipxe-qemu", "qemu-system-x86"];
+const BOOT_PACKAGES: &[&str] = &[
+    "binutils",
+    "busybox-static",
+    "dnsmasq-base",
+    "e2fsprogs",
+    "ipxe-qemu",
+    "qemu-system-x86",
+];
 /// A management controller by somebody else.
 const SUSHY: &[&str] = &["sushy-tools==2.2.0"];
 

@@ -35,19 +35,28 @@ async fn main() -> Result<()> {
     for some in all.chunks(20) {
         hosts.start(some).await?;
     }
-    println!("{HOSTS} hosts with an `sshd` each after {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "{HOSTS} hosts with an `sshd` each after {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
 
     let stub = hosts.files().join("kprov-node");
     let size = std::fs::metadata(&node).with_context(|| format!("no `{node}`"))?.len();
     let digest = write_stub(&stub, usize::try_from(size)?)?;
-    let first_boot = format!("#!/bin/sh\n# {digest}\necho '{{}}' >/etc/kprov/node.json\nexec /usr/local/bin/kprov-node run\n");
+    let first_boot =
+        format!("#!/bin/sh\n# {digest}\necho '{{}}' >/etc/kprov/node.json\nexec /usr/local/bin/kprov-node run\n");
     let inventory = inventory(&hosts, &names).await?;
-    println!("kprov-node: {:.1} MiB\n", size as f64 / f64::from(1 << 20));
+    println!("kprov-node: {} MiB\n", size >> 20);
     println!("| hosts at once | kprov | Ansible |\n|---|---|---|");
     for parallel in PARALLEL {
         let ours = kprov(&inventory, &stub, *parallel, &first_boot, &names).await?;
         let theirs = match &ansible {
-            Some(ansible) => format!("{:.1} s", with_ansible(ansible, &hosts, &names, &stub, *parallel).await?.as_secs_f64()),
+            Some(ansible) => format!(
+                "{:.1} s",
+                with_ansible(ansible, &hosts, &names, &stub, *parallel)
+                    .await?
+                    .as_secs_f64()
+            ),
             None => "not at hand".into(),
         };
         println!("| {parallel} | {:.1} s | {theirs} |", ours.as_secs_f64());
@@ -76,7 +85,10 @@ async fn inventory(hosts: &Hosts, names: &[String]) -> Result<Inventory> {
     for (index, name) in names.iter().enumerate() {
         let role = if index == 0 { "control-plane" } else { "worker" };
         let (address, key) = (hosts.address(name).await?, hosts.host_key(name)?);
-        writeln!(text, "  - {{name: {name}, role: {role}, address: {address}, ssh: {{hostKey: {key}}}}}")?;
+        writeln!(
+            text,
+            "  - {{name: {name}, role: {role}, address: {address}, ssh: {{hostKey: {key}}}}}"
+        )?;
     }
     let path = hosts.files().join("hosts.yaml");
     std::fs::write(&path, text)?;

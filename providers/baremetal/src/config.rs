@@ -49,8 +49,9 @@ impl BaremetalConfig {
     pub(crate) fn validate(mut self) -> Result<Self, ProviderError> {
         if self.endpoint.is_some() && self.virtual_address.is_some() {
             return Err(
-                ProviderError::never("`spec.baremetal` has both `endpoint` and `virtualAddress`")
-                    .hint("give `endpoint` where something leads to the control-plane hosts already, or `virtualAddress`"),
+                ProviderError::never("`spec.baremetal` has both `endpoint` and `virtualAddress`").hint(
+                    "give `endpoint` where something leads to the control-plane hosts already, or `virtualAddress`",
+                ),
             );
         }
         if let Some(address) = self.virtual_address
@@ -62,11 +63,15 @@ impl BaremetalConfig {
             ))
             .hint("give an address of the hosts' network that nobody has"));
         }
-        if let Some(unknown) = self.wipe.iter().find(|name| self.inventory.host(name.as_str()).is_none()) {
-            return Err(
-                ProviderError::never(format!("`--wipe` names the host `{unknown}`, which is not in the inventory"))
-                    .hint("check its name"),
-            );
+        if let Some(unknown) = self
+            .wipe
+            .iter()
+            .find(|name| self.inventory.host(name.as_str()).is_none())
+        {
+            return Err(ProviderError::never(format!(
+                "`--wipe` names the host `{unknown}`, which is not in the inventory"
+            ))
+            .hint("check its name"));
         }
         self.parallel = self.parallel.max(1);
         let known: BTreeSet<_> = self.inventory.hosts.iter().map(|h| h.name.clone()).collect();

@@ -21,7 +21,9 @@ pub(crate) struct Device {
 pub(crate) fn devices(reply: &Reply) -> Vec<Device> {
     let mut found: Vec<Device> = reply.all("device").filter_map(device).collect();
     for link in reply.all("link") {
-        let Some((link, target)) = link.split_once(' ') else { continue };
+        let Some((link, target)) = link.split_once(' ') else {
+            continue;
+        };
         if let Some(device) = found.iter_mut().find(|d| format!("/dev/{}", d.name) == target) {
             // The first by name; which one doesn't matter, as long as it's the same each time.
             let better = device.stable.as_deref().is_none_or(|now| link < now);
@@ -70,7 +72,9 @@ pub(crate) fn choose(want: &DiskMatch, devices: &[Device]) -> Result<String, Str
         max_gib,
     } = want;
     let fits = |device: &&Device| {
-        model.as_ref().is_none_or(|m| device.model.to_lowercase().contains(&m.to_lowercase()))
+        model
+            .as_ref()
+            .is_none_or(|m| device.model.to_lowercase().contains(&m.to_lowercase()))
             && serial.as_ref().is_none_or(|s| device.serial == *s)
             && min_gib.is_none_or(|min| device.size >= u64::from(min) * GIB)
             && max_gib.is_none_or(|max| device.size <= u64::from(max) * GIB)
@@ -86,11 +90,19 @@ pub(crate) fn choose(want: &DiskMatch, devices: &[Device]) -> Result<String, Str
 fn describe<'a>(devices: impl Iterator<Item = &'a Device>) -> String {
     let all: Vec<String> = devices
         .map(|d| {
-            let model = if d.model.is_empty() { String::new() } else { format!(", {}", d.model) };
+            let model = if d.model.is_empty() {
+                String::new()
+            } else {
+                format!(", {}", d.model)
+            };
             format!("`{}` ({} GiB{model})", d.name, d.size / GIB)
         })
         .collect();
-    if all.is_empty() { "no disks".into() } else { all.join(", ") }
+    if all.is_empty() {
+        "no disks".into()
+    } else {
+        all.join(", ")
+    }
 }
 
 #[cfg(test)]
@@ -125,7 +137,10 @@ mod tests {
         assert_eq!(want(|w| w.model = Some("samsung".into())).unwrap(), "/dev/sda");
         assert_eq!(want(|w| w.max_gib = Some(200)).unwrap(), "/dev/sdb");
         assert_eq!(want(|w| w.serial = Some("Q1".into())).unwrap(), "/dev/sdb");
-        assert_eq!(want(|w| w.path = Some("/dev/disk/by-id/x".into())).unwrap(), "/dev/disk/by-id/x");
+        assert_eq!(
+            want(|w| w.path = Some("/dev/disk/by-id/x".into())).unwrap(),
+            "/dev/disk/by-id/x"
+        );
         let why = want(|w| w.min_gib = Some(50)).unwrap_err();
         assert!(why.starts_with("more than one fits: `sda` (476 GiB, Samsung"), "{why}");
         let why = want(|w| w.min_gib = Some(5000)).unwrap_err();

@@ -144,7 +144,11 @@ impl Facts {
             if host.ssh.as_ref().is_some_and(|ssh| ssh.host != wanted.to_string()) {
                 return Err(Trouble::Address {
                     wanted: wanted.to_string(),
-                    found: if found.is_empty() { "none".into() } else { found.join(", ") },
+                    found: if found.is_empty() {
+                        "none".into()
+                    } else {
+                        found.join(", ")
+                    },
                 });
             }
         }

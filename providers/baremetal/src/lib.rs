@@ -123,10 +123,13 @@ impl BaremetalProvider {
 
     /// A host by its name, those that are to leave included.
     fn host(&self, name: &MachineName) -> Result<&Host, HostError> {
-        self.config.hosts().find(|host| host.name == *name).ok_or_else(|| HostError {
-            host: name.clone(),
-            trouble: Trouble::NotInInventory,
-        })
+        self.config
+            .hosts()
+            .find(|host| host.name == *name)
+            .ok_or_else(|| HostError {
+                host: name.clone(),
+                trouble: Trouble::NotInInventory,
+            })
     }
 
     /// What a host is, asked now.
@@ -185,7 +188,9 @@ impl BaremetalProvider {
     fn network(&self, cluster: &ClusterName, answers: &Answers<'_>) -> Option<Network> {
         let address = |host: &Host| {
             let of = |(other, answer): &(&Host, Result<Facts, HostError>)| {
-                (other.name == host.name).then(|| answer.as_ref().ok()?.address(host)).flatten()
+                (other.name == host.name)
+                    .then(|| answer.as_ref().ok()?.address(host))
+                    .flatten()
             };
             answers.iter().find_map(of).or(host.address)
         };
@@ -222,7 +227,10 @@ impl BaremetalProvider {
         if hosts.iter().any(indirect) {
             return None;
         }
-        hosts.iter().find_map(|host| host.external_address.or_else(|| address(host))).and_then(network::source_towards)
+        hosts
+            .iter()
+            .find_map(|host| host.external_address.or_else(|| address(host)))
+            .and_then(network::source_towards)
     }
 
     /// The path of a host's data disk, found as described; `None` for a directory.
@@ -289,7 +297,11 @@ fn machine(host: &Host, answer: &Result<Facts, HostError>, cluster: &ClusterName
         Err(error) => Some(of(host.address, MachineState::Unknown(error.trouble.to_string()))),
         Ok(facts) => {
             let marker = facts.machine.as_ref().filter(|marker| marker.cluster == *cluster)?;
-            let state = if facts.running { MachineState::Running } else { MachineState::Stopped };
+            let state = if facts.running {
+                MachineState::Running
+            } else {
+                MachineState::Stopped
+            };
             let machine = of(facts.address(host), state);
             Some(Machine {
                 name: marker.name.clone(),
@@ -317,7 +329,7 @@ impl Provider for BaremetalProvider {
                 Err(error) => errors.push(error),
             }
         }
-        together("asked", errors, all)?;
+        together("asked", &errors, all)?;
         Ok(names.into_iter().collect())
     }
 
@@ -347,7 +359,7 @@ impl Provider for BaremetalProvider {
         let answers = self.ask(self.config.hosts()).await;
         let network = self.network(cluster, &answers).ok_or_else(|| {
             let errors: Vec<_> = answers.iter().filter_map(|(_, a)| a.as_ref().err().cloned()).collect();
-            match together("asked", errors, answers.len()) {
+            match together("asked", &errors, answers.len()) {
                 Err(error) => error,
                 Ok(()) => ProviderError::never("no host of the inventory has an address")
                     .hint("give `address` (Ansible: `ip`) of each host"),
@@ -387,7 +399,7 @@ impl Provider for BaremetalProvider {
             }
         };
         let (disks, errors) = self.on_each(names, ensure).await;
-        together("ready", errors, want.len())?;
+        together("ready", &errors, want.len())?;
         Ok(disks)
     }
 
@@ -398,7 +410,7 @@ impl Provider for BaremetalProvider {
             self.remove_disk(cluster, self.host(&name)?).await
         };
         let (_, errors) = self.on_each(known, remove).await;
-        together("rid of their data", errors, machines.len())
+        together("rid of their data", &errors, machines.len())
     }
 
     async fn ensure_machines(
@@ -425,7 +437,7 @@ impl Provider for BaremetalProvider {
         };
         let names = want.iter().map(|spec| &spec.name).collect();
         let (machines, errors) = self.on_each(names, ensure).await;
-        together("set up", errors, want.len())?;
+        together("set up", &errors, want.len())?;
         Ok(machines)
     }
 
@@ -433,7 +445,7 @@ impl Provider for BaremetalProvider {
         let known = machines.iter().filter(|name| self.host(name).is_ok()).collect();
         let remove = |name: MachineName| async move { self.remove_machine(cluster, self.host(&name)?).await };
         let (_, errors) = self.on_each(known, remove).await;
-        together("cleaned", errors, machines.len())
+        together("cleaned", &errors, machines.len())
     }
 
     async fn leftovers(&self, cluster: &ClusterName) -> Result<Vec<Leftover>, ProviderError> {
@@ -454,7 +466,12 @@ impl Provider for BaremetalProvider {
                     if facts.disk.as_ref().is_some_and(|d| d.cluster == *cluster) {
                         all.push(leftover("data disk", name, None));
                     }
-                    all.extend(facts.left.iter().map(|path| leftover("file", &format!("{name}:{path}"), None)));
+                    all.extend(
+                        facts
+                            .left
+                            .iter()
+                            .map(|path| leftover("file", &format!("{name}:{path}"), None)),
+                    );
                 }
             }
         }

@@ -47,7 +47,11 @@ impl BaremetalProvider {
             volume: volume.clone(),
         };
         let marker = json(&marker).map_err(|trouble| self.of(host, trouble))?;
-        let wipe = if self.config.wipe.contains(&host.name) { "wipe" } else { "keep" };
+        let wipe = if self.config.wipe.contains(&host.name) {
+            "wipe"
+        } else {
+            "keep"
+        };
         let arguments = [path.as_deref().unwrap_or("-"), wipe, &marker];
         self.connections.run(host, "claim", &arguments, Input::Nothing).await?;
         Ok(disk(&host.name, volume))
@@ -103,7 +107,9 @@ impl BaremetalProvider {
 
     /// Copies kprov-node, where first-boot data ask for the very one that is here: the script then has nothing to fetch.
     async fn copy_node(&self, host: &Host, first_boot: &str) -> Result<(), HostError> {
-        let Some(path) = &self.config.node_binary else { return Ok(()) };
+        let Some(path) = &self.config.node_binary else {
+            return Ok(());
+        };
         let digest = self.node_digest(path).await.map_err(|e| {
             let message = format!("`{path}` can't be read: {e}");
             let step = "put".to_owned();

@@ -28,7 +28,11 @@ pub(crate) fn endpoint(config: &BaremetalConfig, address: impl Fn(&Host) -> Opti
         (Some(address), _) => address.to_string(),
         (None, Some(name)) => name.clone(),
         (None, None) => {
-            let first = config.inventory.hosts.iter().find(|host| host.role == Role::ControlPlane)?;
+            let first = config
+                .inventory
+                .hosts
+                .iter()
+                .find(|host| host.role == Role::ControlPlane)?;
             first.external_address.or_else(|| address(first))?.to_string()
         }
     };
@@ -52,10 +56,14 @@ mod tests {
 
     #[test]
     fn the_smallest_range_has_all_addresses() {
-        let range = |addresses: &[[u8; 4]]| smallest(addresses.iter().map(|a| Ipv4Addr::from(*a))).map(|r| r.to_string());
+        let range =
+            |addresses: &[[u8; 4]]| smallest(addresses.iter().map(|a| Ipv4Addr::from(*a))).map(|r| r.to_string());
         assert_eq!(range(&[[10, 0, 0, 1]]).unwrap(), "10.0.0.1/32");
         assert_eq!(range(&[[10, 0, 0, 11], [10, 0, 0, 12]]).unwrap(), "10.0.0.8/29");
-        assert_eq!(range(&[[10, 0, 0, 1], [10, 0, 7, 1], [10, 0, 0, 9]]).unwrap(), "10.0.0.0/21");
+        assert_eq!(
+            range(&[[10, 0, 0, 1], [10, 0, 7, 1], [10, 0, 0, 9]]).unwrap(),
+            "10.0.0.0/21"
+        );
         assert_eq!(range(&[]), None);
     }
 }

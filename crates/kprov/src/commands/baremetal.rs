@@ -47,7 +47,9 @@ pub(super) fn explain(error: &InventoryError) -> anyhow::Error {
     match &error.hint {
         Some(hint) => shown.hint(hint.clone()).into(),
         None => shown
-            .hint("`kprov inventory schema` prints what kprov's own inventories may say; Ansible's are taken as they are")
+            .hint(
+                "`kprov inventory schema` prints what kprov's own inventories may say; Ansible's are taken as they are",
+            )
             .into(),
     }
 }
@@ -61,10 +63,9 @@ pub(super) fn open(spec: ClusterSpec, record: Option<&Record>, wipe: &[MachineNa
     let inventory = load(&Disk, Utf8Path::new(&path)).map_err(|error| explain(&error))?;
     let now: BTreeSet<&MachineName> = inventory.hosts.iter().map(|host| &host.name).collect();
     let before = record.and_then(|record| record.inventory.as_ref());
-    let former = before
-        .map(|kept| kept.inventory.hosts.iter().chain(&kept.former).cloned().collect())
-        .unwrap_or_else(Vec::new);
-    let former = former.into_iter().filter(|host| !now.contains(&host.name)).collect();
+    let known = before.map(|kept| kept.inventory.hosts.iter().chain(&kept.former));
+    let gone = known.into_iter().flatten().filter(|host| !now.contains(&host.name));
+    let former = gone.cloned().collect();
     let kept = KeptInventory { inventory, former };
     let hosts = kept.inventory.hosts.iter().map(planned).collect();
     let spec = spec
@@ -76,7 +77,10 @@ pub(super) fn open(spec: ClusterSpec, record: Option<&Record>, wipe: &[MachineNa
 
 /// The hosts as they are kept with a cluster.
 pub(super) fn open_kept(record: &Record, kept: &KeptInventory) -> Result<Box<dyn Provider>> {
-    let spec = record.file.validate().context("what is kept of the cluster is not valid any more")?;
+    let spec = record
+        .file
+        .validate()
+        .context("what is kept of the cluster is not valid any more")?;
     provider(&spec, kept, &[])
 }
 
@@ -115,7 +119,10 @@ fn planned(host: &Host) -> PlannedMachine {
 pub(super) fn check_control_plane(cluster: &ClusterName, before: &KeptInventory, now: &KeptInventory) -> Result<()> {
     let names = |kept: &KeptInventory| -> BTreeSet<MachineName> {
         let hosts = kept.inventory.hosts.iter();
-        hosts.filter(|host| host.role == Role::ControlPlane).map(|host| host.name.clone()).collect()
+        hosts
+            .filter(|host| host.role == Role::ControlPlane)
+            .map(|host| host.name.clone())
+            .collect()
     };
     let (before, now) = (names(before), names(now));
     if before == now {

@@ -50,7 +50,9 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
         left = provider.leftovers(&home.name).await?;
     }
     context.reporter.done("");
-    let hosts = record.and_then(|record| record.inventory).map(|kept| kept.inventory.hosts);
+    let hosts = record
+        .and_then(|record| record.inventory)
+        .map(|kept| kept.inventory.hosts);
     let still_on = match (&hosts, left.is_empty() && power_off) {
         (Some(hosts), true) => power::off(&context.reporter, hosts).await,
         _ => Vec::new(),
@@ -66,7 +68,10 @@ pub(super) async fn run(context: &Context, args: DownArgs) -> Result<()> {
     };
     print::result(output.output, &removed, human)?;
     if let Some((host, error)) = still_on.into_iter().next() {
-        let message = format!("cluster `{}` is gone, but host `{}` has power still: {error}", removed.name, host.name);
+        let message = format!(
+            "cluster `{}` is gone, but host `{}` has power still: {error}",
+            removed.name, host.name
+        );
         return Err(UserError::new(message).hint(error.hint()).into());
     }
     if removed.left.is_empty() {

@@ -60,9 +60,16 @@ pub(super) async fn run(context: &Context, command: InventoryCommand) -> Result<
         InventoryCommand::Remove {
             host,
             name,
+            lost,
             yes,
             output,
-        } => remove(context, name.name.as_ref(), &host, yes, output.output).await,
+        } => {
+            let name = name.name.as_ref();
+            if !yes && !confirmed(&context.home.pick(name)?.name, &host)? {
+                return Err(UserError::new("nothing was removed").into());
+            }
+            remove(context, name, &host, lost, output.output).await
+        }
     }
 }
 
@@ -92,7 +99,10 @@ async fn check(
         .hosts
         .iter()
         .map(|host| {
-            let answer = tried.iter().find(|(name, _)| *name == host.name).map(|(_, answer)| answer);
+            let answer = tried
+                .iter()
+                .find(|(name, _)| *name == host.name)
+                .map(|(_, answer)| answer);
             let (usable, result, hint) = match answer {
                 None => (None, "not tried".to_owned(), None),
                 Some(Ok(facts)) => {
@@ -155,7 +165,7 @@ async fn remove(
     context: &Context,
     name: Option<&ClusterName>,
     host: &MachineName,
-    yes: bool,
+    lost: bool,
     output: Output,
 ) -> Result<()> {
     let home = context.home.pick(name)?;
@@ -168,35 +178,47 @@ async fn remove(
         UserError::new(format!("cluster `{}` has no inventory", home.name))
             .hint("only hosts of bare-metal clusters are removed one by one")
     })?;
-    let known = kept.inventory.hosts.iter().chain(&kept.former).find(|known| known.name == *host);
+    let known = kept
+        .inventory
+        .hosts
+        .iter()
+        .chain(&kept.former)
+        .find(|known| known.name == *host);
     let known = known.ok_or_else(|| {
         UserError::new(format!("cluster `{}` has no host `{host}`", home.name))
             .hint("`kprov status` shows its machines")
     })?;
     if known.role == Role::ControlPlane {
-        return Err(UserError::new(format!("`{host}` is a control-plane host, whose etcd the others count on"))
-            .hint("control-plane hosts can't be removed one by one; `kprov down` removes the whole cluster")
-            .into());
-    }
-    if !yes && !confirmed(&home.name, host)? {
-        return Err(UserError::new("nothing was removed").into());
+        return Err(UserError::new(format!(
+            "`{host}` is a control-plane host, whose etcd the others count on"
+        ))
+        .hint("control-plane hosts can't be removed one by one; `kprov down` removes the whole cluster")
+        .into());
     }
     let lock = home.lock()?;
     let client = super::client(&home.kubeconfig()).await?;
     let nodes = Api::<Node>::all(client.clone());
     context.reporter.step(host.as_str(), "cordon");
     let cordon = Patch::Merge(json!({ "spec": { "unschedulable": true } }));
-    absent_is_fine(nodes.patch(host.as_str(), &PatchParams::default(), &cordon).await.map(drop))
-        .context("the cluster's API refused")?;
-    context.reporter.step(host.as_str(), "clean the host");
-    let one = [host.clone()];
-    provider.remove_machines(&home.name, &one).await?;
-    provider.remove_disks(&home.name, &one).await?;
+    absent_is_fine(
+        nodes
+            .patch(host.as_str(), &PatchParams::default(), &cordon)
+            .await
+            .map(drop),
+    )
+    .context("the cluster's API refused")?;
+    if !lost {
+        context.reporter.step(host.as_str(), "clean the host");
+        let one = [host.clone()];
+        provider.remove_machines(&home.name, &one).await?;
+        provider.remove_disks(&home.name, &one).await?;
+    }
     context.reporter.step(host.as_str(), "remove its Node");
     let delete = DeleteParams::default();
     absent_is_fine(nodes.delete(host.as_str(), &delete).await.map(drop)).context("its Node could not be removed")?;
     let machines = objects::machines(&client);
-    absent_is_fine(machines.delete(host.as_str(), &delete).await.map(drop)).context("its Machine could not be removed")?;
+    absent_is_fine(machines.delete(host.as_str(), &delete).await.map(drop))
+        .context("its Machine could not be removed")?;
     kept.inventory.hosts.retain(|other| other.name != *host);
     kept.former.retain(|other| other.name != *host);
     home.keep_record(&record)?;
@@ -225,17 +247,21 @@ fn absent_is_fine(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
 
 fn confirmed(cluster: &ClusterName, host: &MachineName) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        return Err(
-            UserError::new(format!("not removing `{host}` without being told to"))
-                .hint("give `--yes`")
-                .into(),
-        );
+        return Err(UserError::new(format!("not removing `{host}` without being told to"))
+            .hint("give `--yes`")
+            .into());
     }
     let mut stderr = anstream::stderr();
-    write!(stderr, "remove `{host}` from cluster `{cluster}`, with the pods on it? [y/N] ")?;
+    write!(
+        stderr,
+        "remove `{host}` from cluster `{cluster}`, with the pods on it? [y/N] "
+    )?;
     stderr.flush()?;
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("can't read your answer")?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("can't read your answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
@@ -255,7 +281,10 @@ mod tests {
 
     #[test]
     fn what_is_gone_needs_no_removing() {
-        let status = |code| kube::core::Status { code, ..Default::default() };
+        let status = |code| kube::core::Status {
+            code,
+            ..Default::default()
+        };
         assert!(absent_is_fine(Err(kube::Error::Api(Box::new(status(404))))).is_ok());
         assert!(absent_is_fine(Err(kube::Error::Api(Box::new(status(403))))).is_err());
     }

@@ -140,9 +140,11 @@ fn check(path: &Utf8Path, parsed: Parsed) -> Result<Inventory, InventoryError> {
     for (host, place) in &hosts {
         let name = host.name.as_str();
         if let Some(first) = names.insert(name, place) {
-            return Err(InventoryError::new(place, format!("the name stands in `{first}` already"))
-                .of(name)
-                .hint("give each host a name of its own"));
+            return Err(
+                InventoryError::new(place, format!("the name stands in `{first}` already"))
+                    .of(name)
+                    .hint("give each host a name of its own"),
+            );
         }
         let ssh = host
             .ssh
@@ -154,11 +156,12 @@ fn check(path: &Utf8Path, parsed: Parsed) -> Result<Inventory, InventoryError> {
             if let Some((other, at)) = addresses.insert(address.clone(), (name, place))
                 && other != name
             {
-                return Err(
-                    InventoryError::new(place, format!("`{address}` is the address of `{other}` (`{at}`) too"))
-                        .of(name)
-                        .hint("give each host an address of its own"),
-                );
+                return Err(InventoryError::new(
+                    place,
+                    format!("`{address}` is the address of `{other}` (`{at}`) too"),
+                )
+                .of(name)
+                .hint("give each host an address of its own"));
             }
         }
         if host.ssh.is_none() && host.bmc.is_none() {

@@ -156,12 +156,16 @@ fn host(read: FileHost, defaults: &Defaults, place: &Place) -> Result<Host, Inve
         (None, Some(_)) => None,
         (ssh, _) => Some(ssh.unwrap_or_default().over(&defaults.ssh, &name, address)),
     };
-    if let Some(Ssh { host_key: Some(key), .. }) = &ssh
+    if let Some(Ssh {
+        host_key: Some(key), ..
+    }) = &ssh
         && key.split_whitespace().count() < 2
     {
         return Err(InventoryError::new(place, "`ssh.hostKey` is not a public key")
             .of(name.as_str())
-            .hint("write type and key, such as `ssh-ed25519 AAAA...`, as `ssh-keyscan` prints them after the host's name"));
+            .hint(
+                "write type and key, such as `ssh-ed25519 AAAA...`, as `ssh-keyscan` prints them after the host's name",
+            ));
     }
     let external_address = ssh
         .as_ref()

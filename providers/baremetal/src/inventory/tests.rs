@@ -1,6 +1,7 @@
 //! Inventories in both forms: what they come to, and what is said of wrong ones.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -26,7 +27,12 @@ impl Files for Memory {
     }
 
     fn list(&self, directory: &Utf8Path) -> io::Result<Vec<Utf8PathBuf>> {
-        Ok(self.0.keys().filter(|path| path.parent() == Some(directory)).cloned().collect())
+        Ok(self
+            .0
+            .keys()
+            .filter(|path| path.parent() == Some(directory))
+            .cloned()
+            .collect())
     }
 }
 
@@ -35,7 +41,9 @@ fn parse(path: &str, text: &str) -> Result<Inventory, InventoryError> {
 }
 
 fn host<'a>(inventory: &'a Inventory, name: &str) -> &'a Host {
-    inventory.host(name).unwrap_or_else(|| panic!("no `{name}` in {inventory:#?}"))
+    inventory
+        .host(name)
+        .unwrap_or_else(|| panic!("no `{name}` in {inventory:#?}"))
 }
 
 const NATIVE: &str = "\
@@ -80,7 +88,11 @@ fn a_native_inventory() {
     let ssh = cp.ssh.as_ref().unwrap();
     assert_eq!((ssh.host.as_str(), ssh.port), ("192.0.2.11", Some(2222)));
     assert_eq!(ssh.user.as_deref(), Some("admin"));
-    assert_eq!(ssh.key.as_deref(), Some("/i/keys/id_ed25519"), "relative to the inventory");
+    assert_eq!(
+        ssh.key.as_deref(),
+        Some("/i/keys/id_ed25519"),
+        "relative to the inventory"
+    );
     assert_eq!(ssh.jump, ["bastion.example.com"]);
     assert!(ssh.sudo);
     let disk = DiskMatch {
@@ -92,7 +104,10 @@ fn a_native_inventory() {
 
     let worker = host(&inventory, "w-a");
     let ssh = worker.ssh.as_ref().unwrap();
-    assert_eq!((ssh.host.as_str(), ssh.user.as_deref(), ssh.sudo), ("10.0.0.21", Some("root"), false));
+    assert_eq!(
+        (ssh.host.as_str(), ssh.user.as_deref(), ssh.sudo),
+        ("10.0.0.21", Some("root"), false)
+    );
     assert!(ssh.jump.is_empty(), "its own word counts");
     assert_eq!(
         worker.bmc.as_ref().unwrap().credentials,
@@ -141,10 +156,19 @@ all:
 fn a_kubespray_inventory_in_yaml() {
     let files = Memory::default()
         .with("/i/hosts.yaml", KUBESPRAY)
-        .with("/i/group_vars/all/all.yml", "---\nansible_become: true\nansible_port: 22\nother: \"{{ lookup('x') }}\"\n")
-        .with("/i/group_vars/kube_node.yml", "node_labels:\n  disk: hdd\n  tier: \"2\"\n")
+        .with(
+            "/i/group_vars/all/all.yml",
+            "---\nansible_become: true\nansible_port: 22\nother: \"{{ lookup('x') }}\"\n",
+        )
+        .with(
+            "/i/group_vars/kube_node.yml",
+            "node_labels:\n  disk: hdd\n  tier: \"2\"\n",
+        )
         .with("/i/group_vars/all/vault.yml", "$ANSIBLE_VAULT;1.1;AES256\n6163\n")
-        .with("/i/host_vars/node2.yml", "kprov_disk: /dev/disk/by-id/x\nnode_labels: {disk: ssd}\n");
+        .with(
+            "/i/host_vars/node2.yml",
+            "kprov_disk: /dev/disk/by-id/x\nnode_labels: {disk: ssd}\n",
+        );
     let inventory = load(&files, Utf8Path::new("/i/hosts.yaml")).unwrap();
     let roles: Vec<_> = inventory.hosts.iter().map(|h| (h.name.as_str(), h.role)).collect();
     let expected = [
@@ -158,7 +182,11 @@ fn a_kubespray_inventory_in_yaml() {
     assert_eq!(node1.address, Some([10, 3, 0, 1].into()));
     let ssh = node1.ssh.as_ref().unwrap();
     assert_eq!((ssh.host.as_str(), ssh.user.as_deref()), ("95.54.0.12", Some("ubuntu")));
-    assert_eq!(host(&inventory, "node3").ssh.as_ref().unwrap().port, Some(2022), "a host's own variable wins");
+    assert_eq!(
+        host(&inventory, "node3").ssh.as_ref().unwrap().port,
+        Some(2022),
+        "a host's own variable wins"
+    );
     assert_eq!(host(&inventory, "node3").external_address, Some([95, 54, 0, 14].into()));
     assert_eq!(host(&inventory, "node3").labels["tier"], "2");
     let node2 = host(&inventory, "node2");
@@ -201,7 +229,10 @@ ansible_ssh_private_key_file=~/.ssh/id_rsa
 ";
     let inventory = parse("/i/inventory.ini", text).unwrap();
     let names: Vec<_> = inventory.hosts.iter().map(|h| h.name.as_str()).collect();
-    assert_eq!(names, ["master-1", "master-2", "master-3", "worker01", "worker02", "edge"]);
+    assert_eq!(
+        names,
+        ["master-1", "master-2", "master-3", "worker01", "worker02", "edge"]
+    );
     assert!(!inventory.schedulable);
     let master = host(&inventory, "master-2");
     assert_eq!(master.role, Role::ControlPlane);
@@ -210,7 +241,11 @@ ansible_ssh_private_key_file=~/.ssh/id_rsa
     assert_eq!(ssh.key.as_deref(), Some("~/.ssh/id_rsa"));
     assert_eq!(ssh.jump, ["jump@203.0.113.5:2200"], "a bastion is gone through");
     let ssh = host(&inventory, "worker02").ssh.as_ref().unwrap();
-    assert_eq!((ssh.port, ssh.user.as_deref()), (Some(2222), Some("core")), "today's name of a variable wins");
+    assert_eq!(
+        (ssh.port, ssh.user.as_deref()),
+        (Some(2222), Some("core")),
+        "today's name of a variable wins"
+    );
     let ssh = host(&inventory, "edge").ssh.as_ref().unwrap();
     assert_eq!(ssh.jump, ["a", "b@c:22"]);
     assert_eq!(ssh.args, ["-o", "UserKnownHostsFile=/k h"]);
@@ -226,13 +261,19 @@ fn examples_are_valid() {
     assert_eq!(read("hosts.yaml").hosts.len(), 5);
     let kubespray = read("kubespray.ini");
     assert_eq!(kubespray.hosts.len(), 4);
-    assert_eq!(host(&kubespray, "node4").ssh.as_ref().unwrap().user.as_deref(), Some("ubuntu"));
+    assert_eq!(
+        host(&kubespray, "node4").ssh.as_ref().unwrap().user.as_deref(),
+        Some("ubuntu")
+    );
 }
 
 fn golden(path: &str, text: &str, expected: &str) {
     let error = parse(path, text).unwrap_err();
     assert_eq!(error.to_string(), expected);
-    assert!(error.hint.is_some() || error.host.is_none(), "an error about a host has a hint: {error:?}");
+    assert!(
+        error.hint.is_some() || error.host.is_none(),
+        "an error about a host has a hint: {error:?}"
+    );
 }
 
 #[test]
@@ -257,7 +298,10 @@ fn errors_name_file_line_and_host() {
     golden(
         "h.yaml",
         &native(&format!("{cp}  - name: B_1\n")),
-        &format!("`h.yaml:5`: host `B_1`: the name can't be a machine's: {}", name_error("B_1")),
+        &format!(
+            "`h.yaml:5`: host `B_1`: the name can't be a machine's: {}",
+            name_error("B_1")
+        ),
     );
     golden(
         "h.yaml",
@@ -332,9 +376,10 @@ fn syntax_errors_have_their_line() {
 
 #[test]
 fn a_vault_variable_is_no_obstacle() {
-    let files = Memory::default()
-        .with("/i/h.ini", "[kube_control_plane]\na\n")
-        .with("/i/group_vars/all.yml", "secret: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  6163\nansible_user: x\n");
+    let files = Memory::default().with("/i/h.ini", "[kube_control_plane]\na\n").with(
+        "/i/group_vars/all.yml",
+        "secret: !vault |\n  $ANSIBLE_VAULT;1.1;AES256\n  6163\nansible_user: x\n",
+    );
     let inventory = load(&files, Utf8Path::new("/i/h.ini")).unwrap();
     assert_eq!(host(&inventory, "a").ssh.as_ref().unwrap().user.as_deref(), Some("x"));
 }
@@ -348,10 +393,10 @@ proptest! {
         let port_yaml = port.map(|p| format!("ansible_port: {p}")).unwrap_or_default();
         let mut yaml = format!("all:\n  vars: {{ansible_user: {user}}}\n  children:\n    kube_control_plane:\n      hosts:\n        c[1:{control_plane}]: {{{port_yaml}}}\n");
         if workers > 0 {
-            ini += &format!("[kube_node]\nw[1:{workers}]\n");
-            yaml += &format!("    kube_node:\n      hosts:\n        w[1:{workers}]:\n");
+            writeln!(ini, "[kube_node]\nw[1:{workers}]").unwrap();
+            writeln!(yaml, "    kube_node:\n      hosts:\n        w[1:{workers}]:").unwrap();
         }
-        ini += &format!("[all:vars]\nansible_user={user}\n");
+        writeln!(ini, "[all:vars]\nansible_user={user}").unwrap();
         let (ini, yaml) = (parse("a.ini", &ini), parse("a.yaml", &yaml));
         prop_assert_eq!(ini.unwrap(), yaml.unwrap());
     }

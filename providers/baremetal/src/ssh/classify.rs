@@ -34,17 +34,31 @@ pub(super) fn connection(ssh: &Ssh, stderr: &str) -> Trouble {
         return Trouble::Login { user, message: last };
     }
     // sshd's MaxStartups ends a connection before it has said a word (sshd_config(5)).
-    let before_a_word = ["kex_exchange_identification", "ssh_exchange_identification", "Exceeded MaxStartups"];
+    let before_a_word = [
+        "kex_exchange_identification",
+        "ssh_exchange_identification",
+        "Exceeded MaxStartups",
+    ];
     if before_a_word.iter().any(|text| has(text)) && !has("Could not resolve") && !has("Connection refused") {
         return Trouble::Busy(last);
     }
     Trouble::Unreachable(last)
 }
 
+/// Whether there was no connection at all, as opposed to one that broke.
+pub(super) fn never_connected(stderr: &str) -> bool {
+    ["connect to host", "Could not resolve", "timed out"]
+        .iter()
+        .any(|text| stderr.contains(text))
+}
+
 /// What is wrong when the remote side failed before kprov's script could say anything.
 pub(super) fn remote(step: &str, code: Option<i32>, stderr: &str) -> Trouble {
     let message = last_line(stderr);
-    let of_sudo = stderr.lines().rev().find(|line| line.starts_with("sudo:") || line.contains("sudo: not found"));
+    let of_sudo = stderr
+        .lines()
+        .rev()
+        .find(|line| line.starts_with("sudo:") || line.contains("sudo: not found"));
     if let Some(line) = of_sudo {
         return Trouble::Sudo(line.trim().to_owned());
     }
@@ -64,7 +78,8 @@ pub(super) fn remote(step: &str, code: Option<i32>, stderr: &str) -> Trouble {
 
 /// The last line that says something.
 pub(super) fn last_line(text: &str) -> String {
-    let dull = |line: &&str| !line.is_empty() && !line.starts_with("Connection to ") && !line.starts_with("Shared connection");
+    let dull =
+        |line: &&str| !line.is_empty() && !line.starts_with("Connection to ") && !line.starts_with("Shared connection");
     let line = text.lines().map(str::trim).rev().find(dull).unwrap_or_default();
     line.trim_end_matches('.').to_owned()
 }
@@ -90,9 +105,10 @@ mod tests {
     fn what_ssh_says_is_told_apart() {
         type Is = fn(&Trouble) -> bool;
         let cases: &[(&str, Is)] = &[
-            ("ssh: connect to host h port 22: Connection refused", |t| {
-                matches!(t, Trouble::Unreachable(m) if m.contains("refused"))
-            }),
+            (
+                "ssh: connect to host h port 22: Connection refused",
+                |t| matches!(t, Trouble::Unreachable(m) if m.contains("refused")),
+            ),
             ("ssh: connect to host h port 22: Connection timed out\r\n", |t| {
                 matches!(t, Trouble::Unreachable(_))
             }),
@@ -107,9 +123,10 @@ mod tests {
                 "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nHost key verification failed.\n",
                 |t| matches!(t, Trouble::HostKeyChanged { address, pinned: false } if address == "[h]:2022"),
             ),
-            ("admin@h: Permission denied (publickey).\n", |t| {
-                matches!(t, Trouble::Login { user, .. } if user == "admin")
-            }),
+            (
+                "admin@h: Permission denied (publickey).\n",
+                |t| matches!(t, Trouble::Login { user, .. } if user == "admin"),
+            ),
             (
                 "kex_exchange_identification: read: Connection reset by peer\nConnection reset by 10.0.0.1 port 22\n",
                 |t| matches!(t, Trouble::Busy(_)),

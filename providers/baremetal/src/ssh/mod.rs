@@ -93,6 +93,7 @@ impl Connections {
             .with_max_times(TRIES)
             .with_jitter()
             .build();
+        let mut cut_off = false;
         loop {
             let output = tokio::time::timeout(STEP_LIMIT, once(&all, input)).await;
             let output = output
@@ -110,12 +111,14 @@ impl Connections {
                     tracing::debug!(host = %host.name, message, "turned away, trying again");
                     tokio::time::sleep(delay).await;
                 }
+                // The connection that was kept open has died, say because the host booted; each step can be run again.
+                (Trouble::Unreachable(_), _) if !cut_off && !classify::never_connected(&stderr) => cut_off = true,
                 _ => return Err(failed(trouble)),
             }
         }
     }
 
-    /// The known_hosts file of a pinned key.
+    /// The `known_hosts` file of a pinned key.
     fn pin(&self, host: &Host, ssh: &Ssh) -> std::io::Result<Option<Utf8PathBuf>> {
         let Some(key) = &ssh.host_key else { return Ok(None) };
         let path = self.path().join(format!("known-{}", host.name));
@@ -132,7 +135,14 @@ impl Drop for Connections {
                 continue;
             }
             let _ = std::process::Command::new("ssh")
-                .args(["-O", "exit", "-o", &format!("ControlPath={}", entry.path()), "--", "any"])
+                .args([
+                    "-O",
+                    "exit",
+                    "-o",
+                    &format!("ControlPath={}", entry.path()),
+                    "--",
+                    "any",
+                ])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -238,7 +248,10 @@ impl Reply {
 
     /// All values of a name.
     pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .filter(move |(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -262,8 +275,18 @@ mod tests {
         let reply = parse("Welcome!\nKPROV-BEGIN\na=1\nb=x=y\na=2\nKPROV-END\n").unwrap();
         assert_eq!((reply.get("a"), reply.get("b"), reply.get("c")), ("1", "x=y", ""));
         assert_eq!(reply.all("a").collect::<Vec<_>>(), ["1", "2"]);
-        assert!(parse("KPROV-BEGIN\na=1\n").unwrap_err().to_string().contains("too early"));
-        assert!(parse("KPROV-BEGIN\nwhat\nKPROV-END\n").unwrap_err().to_string().contains("not understood"));
+        assert!(
+            parse("KPROV-BEGIN\na=1\n")
+                .unwrap_err()
+                .to_string()
+                .contains("too early")
+        );
+        assert!(
+            parse("KPROV-BEGIN\nwhat\nKPROV-END\n")
+                .unwrap_err()
+                .to_string()
+                .contains("not understood")
+        );
         assert!(parse("").unwrap_err().to_string().contains("said nothing"));
         assert_eq!(parse("KPROV-NOT-ROOT\n").unwrap_err(), Trouble::NotRoot);
         assert_eq!(
@@ -278,7 +301,10 @@ mod tests {
 
     #[test]
     fn the_script_is_shell() {
-        let output = std::process::Command::new("sh").args(["-n", "-c", SCRIPT]).output().unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-n", "-c", SCRIPT])
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(quote("it's"), r"'it'\''s'");
     }

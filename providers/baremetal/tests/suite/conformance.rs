@@ -46,7 +46,16 @@ async fn passes() {
     let hosts = Hosts::open(&program(), "bmconform", "10.99.61.0/24").await.unwrap();
     let names = ["alpha-cp-0", "alpha-worker-0", "alpha-2-cp-0", "alpha-2-worker-0"];
     hosts.start(&names.map(|name| (name, ""))).await.unwrap();
-    let entries = names.map(|name| entry(name, if name.contains("-cp-") { "control-plane" } else { "worker" }));
+    let entries = names.map(|name| {
+        entry(
+            name,
+            if name.contains("-cp-") {
+                "control-plane"
+            } else {
+                "worker"
+            },
+        )
+    });
     let config = BaremetalConfig::new(inventory(&hosts, &entries).await);
     let provider = BaremetalProvider::new(config).unwrap();
     let setup = Setup {
@@ -67,7 +76,12 @@ async fn passes() {
     };
     conformance::all(&provider, &Rack(&hosts), &setup).await.unwrap();
     for name in names {
-        let left = hosts.inside(name, "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null; true").unwrap();
+        let left = hosts
+            .inside(
+                name,
+                "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null; true",
+            )
+            .unwrap();
         assert_eq!(left, "", "`{name}` is not as it was found");
     }
 }

@@ -21,7 +21,12 @@ impl Loop {
     fn new(mib: u64) -> Self {
         let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
         file.as_file().set_len(mib << 20).unwrap();
-        let output = Command::new("losetup").arg("-f").arg("--show").arg(file.path()).output().unwrap();
+        let output = Command::new("losetup")
+            .arg("-f")
+            .arg("--show")
+            .arg(file.path())
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         Self { device, _file: file }
@@ -30,12 +35,17 @@ impl Loop {
     /// Shows the device to a host.
     fn lend(&self, hosts: &Hosts, host: &str) {
         let number = self.device.trim_start_matches("/dev/loop");
-        hosts.inside(host, &format!("[ -b {0} ] || mknod {0} b 7 {number}", self.device)).unwrap();
+        hosts
+            .inside(host, &format!("[ -b {0} ] || mknod {0} b 7 {number}", self.device))
+            .unwrap();
     }
 
     /// What `blkid` finds on it.
     fn holds(&self) -> String {
-        let output = Command::new("blkid").args(["-p", "-o", "value", "-s", "TYPE", &self.device]).output().unwrap();
+        let output = Command::new("blkid")
+            .args(["-p", "-o", "value", "-s", "TYPE", &self.device])
+            .output()
+            .unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 }
@@ -87,6 +97,41 @@ fn running(observed: &Observed) -> BTreeSet<String> {
     running.map(|m| m.name.to_string()).collect()
 }
 
+/// All hosts but the seven are set up, and nothing is half done on those.
+async fn others_are_done(hosts: &Hosts, provider: &BaremetalProvider, names: &[String]) {
+    let observed = provider.observe(&cluster()).await.unwrap();
+    assert_eq!(running(&observed), names[7..].iter().cloned().collect());
+    let unknown = observed
+        .machines
+        .iter()
+        .filter(|m| matches!(m.state, MachineState::Unknown(_)));
+    assert_eq!(unknown.count(), 5, "what can't be asked is said to be unknown");
+    for untouched in ["node01", "node03", "node04", "node05", "node06"] {
+        hosts
+            .inside(
+                untouched,
+                "[ -z \"$(ls -A /etc/kprov)\" ] && ! [ -e /usr/local/bin/kprov-node ]",
+            )
+            .unwrap();
+    }
+    let checked = provider.check(Some(&cluster())).await;
+    let bad: Vec<_> = checked
+        .iter()
+        .filter(|(_, answer)| answer.is_err())
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(
+        bad,
+        ["node01", "node02", "node03", "node04", "node05", "node06", "node07"]
+    );
+    let disk_error = checked[0].1.as_ref().unwrap_err();
+    assert!(
+        matches!(&disk_error.trouble, Trouble::DiskNotEmpty { in_use: false, .. }),
+        "{disk_error}"
+    );
+    assert!(disk_error.trouble.hint(&disk_error.host).contains("--wipe node01"));
+}
+
 /// Twenty hosts, seven of them in trouble of seven kinds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trouble_holds_up_nobody() {
@@ -104,10 +149,17 @@ async fn trouble_holds_up_nobody() {
     hosts.start(&all).await.unwrap();
     let disk = Loop::new(64);
     disk.lend(&hosts, "node01");
-    assert!(Command::new("mkfs.ext4").args(["-q", "-L", "precious", &disk.device]).status().unwrap().success());
+    assert!(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-L", "precious", &disk.device])
+            .status()
+            .unwrap()
+            .success()
+    );
 
     let right_key = |name: &str| hosts.host_key(name).unwrap();
-    let ssh = |user: &str, key: &str, host_key: &str| Some(format!("{{user: {user}, key: {key}, hostKey: {host_key}}}"));
+    let ssh =
+        |user: &str, key: &str, host_key: &str| Some(format!("{{user: {user}, key: {key}, hostKey: {host_key}}}"));
     let (own, foreign) = (hosts.key(), hosts.foreign_key().unwrap());
     let mut entries: Vec<Entry> = names
         .iter()
@@ -135,7 +187,16 @@ async fn trouble_holds_up_nobody() {
 
     let machines: Vec<MachineSpec> = names
         .iter()
-        .map(|name| spec(name, if name == "node01" { Role::ControlPlane } else { Role::Worker }))
+        .map(|name| {
+            spec(
+                name,
+                if name == "node01" {
+                    Role::ControlPlane
+                } else {
+                    Role::Worker
+                },
+            )
+        })
         .collect();
     let provider = BaremetalProvider::new(BaremetalConfig::new(wrong)).unwrap();
     let error = up(&provider, &machines).await.unwrap_err();
@@ -144,7 +205,10 @@ async fn trouble_holds_up_nobody() {
     assert!(error.hint.is_some());
     assert!(text.starts_with("7 of 20 hosts are not set up:"), "{text}");
     for expected in [
-        &format!("host `node01` has data on its disk `{}`: ext4 with the label `precious`", disk.device),
+        &format!(
+            "host `node01` has data on its disk `{}`: ext4 with the label `precious`",
+            disk.device
+        ),
         "host `node02` can't be reached: ",
         "host `node03` shows another host key than the one that is known",
         "host `node04` shows a host key that is not known",
@@ -156,20 +220,7 @@ async fn trouble_holds_up_nobody() {
     }
     assert_eq!(disk.holds(), "ext4", "the disk was touched");
 
-    // The others are done, and nothing is half done.
-    let observed = provider.observe(&cluster()).await.unwrap();
-    assert_eq!(running(&observed), names[7..].iter().cloned().collect());
-    let unknown = observed.machines.iter().filter(|m| matches!(m.state, MachineState::Unknown(_)));
-    assert_eq!(unknown.count(), 5, "what can't be asked is said to be unknown");
-    for untouched in ["node01", "node03", "node04", "node05", "node06"] {
-        hosts.inside(untouched, "[ -z \"$(ls -A /etc/kprov)\" ] && ! [ -e /usr/local/bin/kprov-node ]").unwrap();
-    }
-    let checked = provider.check(Some(&cluster())).await;
-    let bad: Vec<_> = checked.iter().filter(|(_, answer)| answer.is_err()).map(|(name, _)| name.as_str()).collect();
-    assert_eq!(bad, ["node01", "node02", "node03", "node04", "node05", "node06", "node07"]);
-    let disk_error = checked[0].1.as_ref().unwrap_err();
-    assert!(matches!(&disk_error.trouble, Trouble::DiskNotEmpty { in_use: false, .. }), "{disk_error}");
-    assert!(disk_error.trouble.hint(&disk_error.host).contains("--wipe node01"));
+    others_are_done(&hosts, &provider, &names).await;
 
     // All of it mended: the next run carries on, and touches none that run already.
     let before = hosts.inside("node20", "cat /run/kprov-node.pid").unwrap();
@@ -194,7 +245,12 @@ async fn trouble_holds_up_nobody() {
 
     down(&provider, &machines).await;
     for host in &names {
-        let left = hosts.inside(host, "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null; true").unwrap();
+        let left = hosts
+            .inside(
+                host,
+                "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null; true",
+            )
+            .unwrap();
         assert_eq!(left, "", "`{host}` is not as it was found");
     }
 }
@@ -209,8 +265,22 @@ async fn what_is_in_use_is_never_touched() {
     hosts.start(&[("cp", ""), ("w", "")]).await.unwrap();
     let disk = Loop::new(64);
     disk.lend(&hosts, "cp");
-    assert!(Command::new("mkfs.ext4").args(["-q", &disk.device]).status().unwrap().success());
-    hosts.inside("cp", &format!("mkdir -p /mnt/old; mount {} /mnt/old; echo x >/mnt/old/file", disk.device)).unwrap();
+    assert!(
+        Command::new("mkfs.ext4")
+            .args(["-q", &disk.device])
+            .status()
+            .unwrap()
+            .success()
+    );
+    hosts
+        .inside(
+            "cp",
+            &format!(
+                "mkdir -p /mnt/old; mount {} /mnt/old; echo x >/mnt/old/file",
+                disk.device
+            ),
+        )
+        .unwrap();
 
     let mut entries = vec![entry("cp", "control-plane"), entry("w", "worker")];
     entries[0].more = format!("disk: {{path: {}}}", disk.device);
@@ -224,7 +294,10 @@ async fn what_is_in_use_is_never_touched() {
 
     // Without its disk's file system in use, but with data that no program knows.
     hosts.inside("cp", "umount /mnt/old").unwrap();
-    let raw = format!("wipefs -a -q {0}; printf secret | dd of={0} bs=1 seek=5000 conv=notrunc 2>/dev/null", disk.device);
+    let raw = format!(
+        "wipefs -a -q {0}; printf secret | dd of={0} bs=1 seek=5000 conv=notrunc 2>/dev/null",
+        disk.device
+    );
     hosts.inside("cp", &raw).unwrap();
     let provider = BaremetalProvider::new(BaremetalConfig::new(inventory(&hosts, &entries).await)).unwrap();
     let error = up(&provider, &machines).await.unwrap_err().to_string();
@@ -257,7 +330,10 @@ async fn through_a_jump_host() {
     hosts.start(&[("bastion", ""), ("inner", "")]).await.unwrap();
     let known = hosts.files().join("known_hosts");
     let line = |address: &str, name: &str| format!("{address} {}\n", hosts.host_key(name).unwrap());
-    let (bastion, inner) = (hosts.address("bastion").await.unwrap(), hosts.address("inner").await.unwrap());
+    let (bastion, inner) = (
+        hosts.address("bastion").await.unwrap(),
+        hosts.address("inner").await.unwrap(),
+    );
     let mut entries = vec![entry("inner", "control-plane")];
     entries[0].ssh = Some(format!(
         "{{user: root, key: {}, jump: ['root@{bastion}'], args: [-o, UserKnownHostsFile={known}]}}",
@@ -280,6 +356,9 @@ async fn through_a_jump_host() {
         api_port: 6443,
     };
     let network = provider.ensure_network(&cluster(), &network).await.unwrap();
-    assert_eq!(network.host_address, None, "hosts behind another may not reach this machine");
+    assert_eq!(
+        network.host_address, None,
+        "hosts behind another may not reach this machine"
+    );
     assert_eq!(hosts.logins("bastion").await.unwrap(), 1, "connections are kept open");
 }

@@ -1,5 +1,7 @@
 //! Hosts for a test, and the inventory that names them.
 
+use std::fmt::Write as _;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use kprov_emulators::hosts::Hosts;
 use kprov_provider_baremetal::inventory::{Disk, Inventory, load};
@@ -52,11 +54,19 @@ pub(crate) async fn inventory(hosts: &Hosts, entries: &[Entry]) -> Inventory {
         let address = hosts.address(name).await.unwrap();
         let ssh = match ssh {
             Some(ssh) => ssh.clone(),
-            None => format!("{{user: root, key: {}, hostKey: {}}}", hosts.key(), hosts.host_key(name).unwrap()),
+            None => format!(
+                "{{user: root, key: {}, hostKey: {}}}",
+                hosts.key(),
+                hosts.host_key(name).unwrap()
+            ),
         };
-        text += &format!("  - name: {name}\n    role: {role}\n    address: {address}\n    ssh: {ssh}\n");
+        writeln!(
+            text,
+            "  - name: {name}\n    role: {role}\n    address: {address}\n    ssh: {ssh}"
+        )
+        .unwrap();
         if !more.is_empty() {
-            text += &format!("    {more}\n");
+            writeln!(text, "    {more}").unwrap();
         }
     }
     let path = hosts.files().join("hosts.yaml");

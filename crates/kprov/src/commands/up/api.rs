@@ -101,7 +101,12 @@ async fn take_over(
         .filter(|m| m.role == Role::Worker)
         .map(|m| m.name.clone())
         // A host that could not be set up is reported otherwise, and not waited for.
-        .filter(|name| observed.machines.iter().any(|m| m.name == *name && m.state == MachineState::Running))
+        .filter(|name| {
+            observed
+                .machines
+                .iter()
+                .any(|m| m.name == *name && m.state == MachineState::Running)
+        })
         .collect();
     let expected = Expectation {
         started: prepared.started(now),

@@ -129,7 +129,12 @@ async fn enough(prepared: &Prepared, error: anyhow::Error) -> Result<(Observed, 
     let Ok(observed) = prepared.provider.observe(&prepared.spec.name).await else {
         return Err(error);
     };
-    let runs = |name: &MachineName| observed.machines.iter().any(|m| m.name == *name && m.state == MachineState::Running);
+    let runs = |name: &MachineName| {
+        observed
+            .machines
+            .iter()
+            .any(|m| m.name == *name && m.state == MachineState::Running)
+    };
     if prepared.spec.control_plane().all(runs) {
         return Ok((observed, Some(error)));
     }

@@ -15,8 +15,8 @@ use kprov_types::machine::{DiskSpec, FirstBoot, MachineSpec, MachineState, Netwo
 use kprov_types::node::{ControlPlaneSettings, KeyPairPem, Member, NodeNetwork};
 use kprov_types::{MachineName, Role, ports};
 
-use super::super::upgrade::payloads::{self, AtHand};
 use super::super::baremetal::{self, KeptInventory};
+use super::super::upgrade::payloads::{self, AtHand};
 use super::super::{Context, power, providers};
 use crate::cli::UpArgs;
 use crate::config;
@@ -74,7 +74,12 @@ impl Prepared {
 
 /// Checks the request, the payload, and that the two and what is there already go together. Changes nothing.
 pub(super) async fn prepare(context: &Context, args: &UpArgs) -> Result<Prepared> {
-    let UpArgs { cluster: args, trust, wipe, .. } = args;
+    let UpArgs {
+        cluster: args,
+        trust,
+        wipe,
+        ..
+    } = args;
     let wanted = config::load(args, |name| {
         let record = context.home.cluster(name).record().ok().flatten()?;
         Some((record.file, Some(record.release)))
@@ -131,7 +136,12 @@ pub(super) async fn prepare(context: &Context, args: &UpArgs) -> Result<Prepared
     let observed = provider.observe(&spec.name).await?;
     let secrets = home.secrets()?;
     // A host that can't be asked is not known to be one of the cluster's.
-    let there = || observed.machines.iter().filter(|m| !matches!(m.state, MachineState::Unknown(_)));
+    let there = || {
+        observed
+            .machines
+            .iter()
+            .filter(|m| !matches!(m.state, MachineState::Unknown(_)))
+    };
     if let (Some(now), Some(before)) = (&inventory, record.as_ref().and_then(|r| r.inventory.as_ref()))
         && there().next().is_some()
     {

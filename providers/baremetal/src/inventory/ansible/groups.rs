@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use camino::Utf8Path;
 
+use super::super::Files;
 use super::super::error::{InventoryError, Place};
 use super::super::yaml::{self, Value};
-use super::super::Files;
 
 /// A variable and where it was set.
 #[derive(Clone, Debug)]
@@ -111,7 +111,11 @@ impl Groups {
         self.groups
             .keys()
             .map(String::as_str)
-            .filter(|group| self.below(group).iter().any(|g| self.groups.get(*g).is_some_and(|g| g.hosts.contains(host))))
+            .filter(|group| {
+                self.below(group)
+                    .iter()
+                    .any(|g| self.groups.get(*g).is_some_and(|g| g.hosts.contains(host)))
+            })
             .collect()
     }
 
@@ -150,7 +154,8 @@ fn vars_of(files: &dyn Files, directory: &Utf8Path, name: &str) -> Result<Vars, 
         .iter()
         .map(|suffix| directory.join(format!("{name}{suffix}")))
         .collect();
-    let cannot = |path: &Utf8Path, e: std::io::Error| InventoryError::new(&Place::new(path, 0), format!("can't be read: {e}"));
+    let cannot =
+        |path: &Utf8Path, e: std::io::Error| InventoryError::new(&Place::new(path, 0), format!("can't be read: {e}"));
     let inside = directory.join(name);
     let listed = files.list(&inside).map_err(|e| cannot(&inside, e))?;
     if !listed.is_empty() {

@@ -26,7 +26,10 @@ pub(super) fn parse(file: &Utf8Path, text: &str) -> Result<Groups, InventoryErro
         }
         if let Some(heading) = line.strip_prefix('[')
             && !line.contains('=')
-            && let Some(name) = heading.split_once(']').filter(|(_, rest)| is_comment(rest)).map(|(name, _)| name)
+            && let Some(name) = heading
+                .split_once(']')
+                .filter(|(_, rest)| is_comment(rest))
+                .map(|(name, _)| name)
         {
             section = heading_of(name.trim(), &place)?;
             match &section {
@@ -41,7 +44,10 @@ pub(super) fn parse(file: &Utf8Path, text: &str) -> Result<Groups, InventoryErro
             Section::Children(group) => {
                 let child = words::split(line).map_err(|why| InventoryError::new(&place, why))?;
                 let [child] = child.as_slice() else {
-                    return Err(InventoryError::new(&place, format!("`{line}` is not the name of one group")));
+                    return Err(InventoryError::new(
+                        &place,
+                        format!("`{line}` is not the name of one group"),
+                    ));
                 };
                 groups.group(group).children.insert(child.clone(), place);
             }
@@ -50,7 +56,10 @@ pub(super) fn parse(file: &Utf8Path, text: &str) -> Result<Groups, InventoryErro
                     .split_once('=')
                     .ok_or_else(|| InventoryError::new(&place, format!("`{line}` is not `name=value`")))?;
                 let value = literal(value.trim());
-                groups.group(group).vars.insert(name.trim().to_owned(), Var { value, place });
+                groups
+                    .group(group)
+                    .vars
+                    .insert(name.trim().to_owned(), Var { value, place });
             }
         }
     }
@@ -84,8 +93,10 @@ fn host_line(groups: &mut Groups, group: &str, line: &str, place: &Place) -> Res
         return Ok(());
     };
     if pattern.contains('=') {
-        return Err(InventoryError::new(place, format!("`{pattern}` stands where a host's name is expected"))
-            .hint("variables of a group stand below `[group:vars]`"));
+        return Err(
+            InventoryError::new(place, format!("`{pattern}` stands where a host's name is expected"))
+                .hint("variables of a group stand below `[group:vars]`"),
+        );
     }
     let mut vars = Vars::new();
     let (pattern, port) = with_port(pattern);

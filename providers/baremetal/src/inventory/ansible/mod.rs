@@ -47,7 +47,9 @@ pub(super) fn from_ini(files: &dyn Files, path: &Utf8Path, text: &str) -> Result
 
 /// What a host is, by its groups.
 enum Part {
-    ControlPlane { runs_pods: bool },
+    ControlPlane {
+        runs_pods: bool,
+    },
     Worker,
     Bastion,
     /// The machine that Ansible runs on, say.
@@ -62,7 +64,11 @@ fn hosts(files: &dyn Files, path: &Utf8Path, mut groups: Groups) -> Result<Parse
     let mut all_run_pods = true;
     let mut etcd = BTreeSet::new();
     for (name, place) in &groups.order {
-        let vars = Of { name, vars: groups.vars(name), place };
+        let vars = Of {
+            name,
+            vars: groups.vars(name),
+            place,
+        };
         let of = groups.of(name);
         if of.contains(ETCD) {
             etcd.insert(name.as_str());
@@ -95,7 +101,9 @@ fn hosts(files: &dyn Files, path: &Utf8Path, mut groups: Groups) -> Result<Parse
 fn part(groups: &Groups, host: &Of<'_>, of: &BTreeSet<&str>) -> Result<Part, InventoryError> {
     let any = |names: &[&str]| names.iter().any(|name| of.contains(name));
     if any(CONTROL_PLANE) {
-        return Ok(Part::ControlPlane { runs_pods: any(WORKERS) });
+        return Ok(Part::ControlPlane {
+            runs_pods: any(WORKERS),
+        });
     }
     if any(WORKERS) {
         return Ok(Part::Worker);
@@ -103,7 +111,10 @@ fn part(groups: &Groups, host: &Of<'_>, of: &BTreeSet<&str>) -> Result<Part, Inv
     if of.contains(BASTION) {
         return Ok(Part::Bastion);
     }
-    if host.text(&["ansible_connection"])?.is_some_and(|(connection, _)| connection == "local") {
+    if host
+        .text(&["ansible_connection"])?
+        .is_some_and(|(connection, _)| connection == "local")
+    {
         return Ok(Part::None);
     }
     if of.contains(ETCD) {
@@ -143,7 +154,9 @@ fn check_etcd(parsed: &Parsed, etcd: &BTreeSet<&str>, path: &Utf8Path) -> Result
             format!("{wrong}: kprov runs etcd on the control-plane hosts, and nowhere else"),
         )
         .of(name)
-        .hint(format!("make the groups `etcd` and `kube_control_plane` of `{path}` equal")));
+        .hint(format!(
+            "make the groups `etcd` and `kube_control_plane` of `{path}` equal"
+        )));
     }
     Ok(())
 }
@@ -196,7 +209,10 @@ impl Of<'_> {
         };
         if text.contains("{{") {
             return Err(self
-                .bad(var, format!("`{name}` is the template `{text}`, which only Ansible can fill in"))
+                .bad(
+                    var,
+                    format!("`{name}` is the template `{text}`, which only Ansible can fill in"),
+                )
                 .hint("write the value itself"));
         }
         Ok(Some((text, var)))
@@ -254,7 +270,10 @@ impl Of<'_> {
         if let Some((method, var)) = self.text(&["ansible_become_method"])?
             && method != "sudo"
         {
-            return Err(self.bad(var, format!("`ansible_become_method` is `{method}`; kprov uses `sudo` only")));
+            return Err(self.bad(
+                var,
+                format!("`ansible_become_method` is `{method}`; kprov uses `sudo` only"),
+            ));
         }
         if let Some((connection, var)) = self.text(&["ansible_connection"])?
             && !matches!(connection.as_str(), "ssh" | "smart" | "paramiko" | "paramiko_ssh")

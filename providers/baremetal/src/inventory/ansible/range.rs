@@ -34,7 +34,11 @@ fn items(range: &str) -> Result<Vec<String>, String> {
         [first, last] => (*first, *last, 1),
         [first, last, step] => {
             let step = step.parse().ok().filter(|step| *step > 0);
-            (*first, *last, step.ok_or_else(|| "has a step that is no positive number".to_owned())?)
+            (
+                *first,
+                *last,
+                step.ok_or_else(|| "has a step that is no positive number".to_owned())?,
+            )
         }
         _ => return Err("is no range: write `[first:last]`".into()),
     };

@@ -11,7 +11,10 @@ use super::range;
 pub(super) fn parse(file: &Utf8Path, document: &Node) -> Result<Groups, InventoryError> {
     let mut groups = Groups::default();
     let top = document.entries().ok_or_else(|| {
-        InventoryError::new(&Place::new(file, document.line), "an inventory has to be a map of groups")
+        InventoryError::new(
+            &Place::new(file, document.line),
+            "an inventory has to be a map of groups",
+        )
     })?;
     for (name, node) in top {
         group(&mut groups, file, &name.name, name.line, node)?;
@@ -55,10 +58,11 @@ fn group(groups: &mut Groups, file: &Utf8Path, name: &str, line: usize, node: &N
                 groups.group(name).vars.extend(vars);
             }
             other => {
-                return Err(
-                    InventoryError::new(&place, format!("the group `{name}` has `{other}`, which is not known"))
-                        .hint("a group has `hosts`, `children` and `vars`"),
-                );
+                return Err(InventoryError::new(
+                    &place,
+                    format!("the group `{name}` has `{other}`, which is not known"),
+                )
+                .hint("a group has `hosts`, `children` and `vars`"));
             }
         }
     }
