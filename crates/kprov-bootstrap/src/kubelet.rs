@@ -169,7 +169,11 @@ fn flags(node: &NodeConfig, host: &HostFacts, features: &Features) -> Vec<String
         format!("--node-ip={}", host.address),
     ];
     if !node.labels.is_empty() {
-        let labels: Vec<_> = node.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let labels: Vec<_> = node
+            .labels
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         flags.push(format!("--node-labels={}", labels.join(",")));
     }
     if node.role == Role::Worker {
