@@ -202,11 +202,24 @@ fn ip(arguments: &str) {
     );
 }
 
+/// Namespaces of tests that were killed.
+fn remove_stale() {
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let id = name.strip_prefix("kv").and_then(|rest| rest.split('-').next());
+        let process = id.and_then(|id| id.parse::<u32>().ok());
+        if process.is_some_and(|id| !std::path::Path::new(&format!("/proc/{id}")).exists()) {
+            ip(&format!("netns del {name}"));
+        }
+    }
+}
+
 impl Room {
     /// Machines 0 to 2, and the client as number 9, behind a bridge in a namespace of its own.
     fn new() -> Self {
+        remove_stale();
         let room = Self {
-            tag: format!("kv{}", std::process::id() % 100_000),
+            tag: format!("kv{}", std::process::id()),
             directory: tempfile::tempdir().unwrap(),
         };
         let hub = room.namespace("hub");
