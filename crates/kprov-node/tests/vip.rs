@@ -124,8 +124,15 @@ async fn run_machine(machine: u8) {
     let bundle = watch::Sender::new(Some(Arc::new(bundle("secret"))));
     let nodes = watch::Sender::new(Arc::default());
     let address = vip::Handle::start(settings, front.watch(), bundle.subscribe(), nodes.subscribe());
-    let mut commands = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-    while let Ok(Some(command)) = commands.next_line().await {
+    let (told, mut commands) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if told.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    while let Some(command) = commands.recv().await {
         match command.as_str() {
             "unready" => ready.store(false, std::sync::atomic::Ordering::SeqCst),
             "ready" => ready.store(true, std::sync::atomic::Ordering::SeqCst),
