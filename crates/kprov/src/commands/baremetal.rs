@@ -169,11 +169,13 @@ pub(super) fn with_contexts(kubeconfig: &str, spec: &ClusterSpec) -> Result<Stri
     }
     let mut config: Value = serde_saphyr::from_str(kubeconfig).context("the kubeconfig is damaged")?;
     let (cluster, context) = (config["clusters"][0].clone(), config["contexts"][0].clone());
-    for (name, address) in hosts {
-        let name = format!("{}-{name}", spec.name);
+    for (host, address) in hosts {
+        let name = format!("{}-{host}", spec.name);
         let (mut cluster, mut context) = (cluster.clone(), context.clone());
         cluster["name"] = name.clone().into();
         cluster["cluster"]["server"] = format!("https://{address}:{}", ports::API).into();
+        // In the host's certificate, unlike an address that only those outside know.
+        cluster["cluster"]["tls-server-name"] = host.as_str().into();
         context["name"] = name.clone().into();
         context["context"]["cluster"] = name.into();
         for (list, entry) in [("clusters", cluster), ("contexts", context)] {
