@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -98,11 +99,12 @@ impl Rack {
         );
         let roles = control_plane.iter().map(|host| (host, "control-plane"));
         for (host, role) in roles.chain(workers.iter().map(|host| (host, "worker"))) {
-            text += &format!(
-                "  - name: {host}\n    role: {role}\n    address: {}\n    zone: rack-{host}\n    labels: {{e2e: {role}}}\n    ssh: {{hostKey: {}}}\n",
+            writeln!(
+                text,
+                "  - name: {host}\n    role: {role}\n    address: {}\n    zone: rack-{host}\n    labels: {{e2e: {role}}}\n    ssh: {{hostKey: {}}}",
                 self.address(host)?,
                 self.hosts.host_key(host)?
-            );
+            )?;
         }
         Ok(std::fs::write(path, text)?)
     }
@@ -225,8 +227,8 @@ fn one_and_one_from_an_ansible_inventory() -> Result<()> {
         let mut hosts = String::new();
         for name in ["node1", "node2"] {
             let address = rack.address(name)?;
-            lines += &format!("{address} {}\n", rack.hosts.host_key(name)?);
-            hosts += &format!("{name} ansible_host={address} ip={address}\n");
+            writeln!(lines, "{address} {}", rack.hosts.host_key(name)?)?;
+            writeln!(hosts, "{name} ansible_host={address} ip={address}")?;
         }
         std::fs::write(&known, lines)?;
         let vars = format!(

@@ -31,7 +31,8 @@ struct Room(String);
 
 impl Room {
     fn new() -> Result<Self> {
-        let room = Self(format!("kb{}", std::process::id() % 100_000));
+        remove_stale();
+        let room = Self(format!("kb{}", std::process::id()));
         let name = &room.0;
         ip(&format!("netns add {name}"))?;
         for command in [
@@ -57,6 +58,17 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         let _ = ip(&format!("netns del {}", self.0));
+    }
+}
+
+/// Namespaces of tests that were killed.
+fn remove_stale() {
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix("kb").and_then(|id| id.parse::<u32>().ok());
+        if process.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            let _ = ip(&format!("netns del {name}"));
+        }
     }
 }
 
@@ -95,7 +107,9 @@ impl Vm {
         *running = None;
         let Some(source) = boot else { return };
         let console = dir.join("console");
-        let child = Command::new("qemu-system-x86_64")
+        // It ends with this test, however that ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-accel", "tcg", "-m", "1280", "-display", "none", "-monitor", "none"])
             .args(["-boot", if source == "Pxe" { "n" } else { "c" }])
             .arg("-serial")
@@ -335,8 +349,17 @@ fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
         stage.first_boot(&script)?;
         let [a, b, c, d] = SERVER;
         let _files = Ended(
-            Command::new("busybox")
-                .args(["httpd", "-f", "-p", &format!("{a}.{b}.{c}.{d}:{FILES}"), "-h"])
+            Command::new("setpriv")
+                .args([
+                    "--pdeathsig",
+                    "KILL",
+                    "busybox",
+                    "httpd",
+                    "-f",
+                    "-p",
+                    &format!("{a}.{b}.{c}.{d}:{FILES}"),
+                    "-h",
+                ])
                 .arg(stage.path("files"))
                 .spawn()?,
         );

@@ -5,8 +5,9 @@
 //! host up writes that down ([`BEFORE`]). Without it nothing counts as having been there.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -144,7 +145,7 @@ pub fn filter_removal(saved: &str) -> Option<String> {
         } else if line == "COMMIT" {
             let (name, chains, rules) = &table;
             if !chains.is_empty() || !rules.is_empty() {
-                script += &format!("*{name}\n");
+                let _ = writeln!(script, "*{name}");
                 // Naming a chain empties it: then none refers to another any more.
                 script.extend(chains.iter().map(|chain| format!(":{chain} - [0:0]\n")));
                 script.extend(rules.iter().map(|rule| format!("-D {rule}\n")));
@@ -362,7 +363,7 @@ fn quietly(program: &str, arguments: &[&str], input: Option<&str>) {
         .spawn();
     let Ok(mut child) = child else { return };
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        let _ = stdin.write_all(input.as_bytes());
+        let _ = Write::write_all(&mut stdin, input.as_bytes());
     }
     let _ = child.wait();
 }

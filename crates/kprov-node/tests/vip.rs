@@ -124,8 +124,15 @@ async fn run_machine(machine: u8) {
     let bundle = watch::Sender::new(Some(Arc::new(bundle("secret"))));
     let nodes = watch::Sender::new(Arc::default());
     let address = vip::Handle::start(settings, front.watch(), bundle.subscribe(), nodes.subscribe());
-    let mut commands = tokio::io::BufReader::new(tokio::io::stdin()).lines();
-    while let Ok(Some(command)) = commands.next_line().await {
+    let (told, mut commands) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if told.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    while let Some(command) = commands.recv().await {
         match command.as_str() {
             "unready" => ready.store(false, std::sync::atomic::Ordering::SeqCst),
             "ready" => ready.store(true, std::sync::atomic::Ordering::SeqCst),
@@ -202,11 +209,24 @@ fn ip(arguments: &str) {
     );
 }
 
+/// Namespaces of tests that were killed.
+fn remove_stale() {
+    for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let id = name.strip_prefix("kv").and_then(|rest| rest.split('-').next());
+        let process = id.and_then(|id| id.parse::<u32>().ok());
+        if process.is_some_and(|id| !std::path::Path::new(&format!("/proc/{id}")).exists()) {
+            ip(&format!("netns del {name}"));
+        }
+    }
+}
+
 impl Room {
     /// Machines 0 to 2, and the client as number 9, behind a bridge in a namespace of its own.
     fn new() -> Self {
+        remove_stale();
         let room = Self {
-            tag: format!("kv{}", std::process::id() % 100_000),
+            tag: format!("kv{}", std::process::id()),
             directory: tempfile::tempdir().unwrap(),
         };
         let hub = room.namespace("hub");

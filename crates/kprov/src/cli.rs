@@ -471,6 +471,9 @@ pub(crate) enum InventoryCommand {
         /// Which cluster.
         #[command(flatten)]
         name: NameArgs,
+        /// The host is gone for good: don't try to clean it.
+        #[arg(long)]
+        lost: bool,
         /// Don't ask.
         #[arg(short, long)]
         yes: bool,

@@ -46,7 +46,7 @@ async fn main() -> Result<()> {
     let first_boot =
         format!("#!/bin/sh\n# {digest}\necho '{{}}' >/etc/kprov/node.json\nexec /usr/local/bin/kprov-node run\n");
     let inventory = inventory(&hosts, &names).await?;
-    println!("kprov-node: {:.1} MiB\n", size as f64 / f64::from(1 << 20));
+    println!("kprov-node: {} MiB\n", size >> 20);
     println!("| hosts at once | kprov | Ansible |\n|---|---|---|");
     for parallel in PARALLEL {
         let ours = kprov(&inventory, &stub, *parallel, &first_boot, &names).await?;

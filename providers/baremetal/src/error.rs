@@ -156,7 +156,7 @@ impl Trouble {
 }
 
 /// What all hosts together came to: one error that names each host in trouble. The others are done.
-pub(crate) fn together(what: &str, errors: Vec<HostError>, all: usize) -> Result<(), ProviderError> {
+pub(crate) fn together(what: &str, errors: &[HostError], all: usize) -> Result<(), ProviderError> {
     let Some(first) = errors.first() else {
         return Ok(());
     };

@@ -329,7 +329,7 @@ impl Provider for BaremetalProvider {
                 Err(error) => errors.push(error),
             }
         }
-        together("asked", errors, all)?;
+        together("asked", &errors, all)?;
         Ok(names.into_iter().collect())
     }
 
@@ -359,7 +359,7 @@ impl Provider for BaremetalProvider {
         let answers = self.ask(self.config.hosts()).await;
         let network = self.network(cluster, &answers).ok_or_else(|| {
             let errors: Vec<_> = answers.iter().filter_map(|(_, a)| a.as_ref().err().cloned()).collect();
-            match together("asked", errors, answers.len()) {
+            match together("asked", &errors, answers.len()) {
                 Err(error) => error,
                 Ok(()) => ProviderError::never("no host of the inventory has an address")
                     .hint("give `address` (Ansible: `ip`) of each host"),
@@ -399,7 +399,7 @@ impl Provider for BaremetalProvider {
             }
         };
         let (disks, errors) = self.on_each(names, ensure).await;
-        together("ready", errors, want.len())?;
+        together("ready", &errors, want.len())?;
         Ok(disks)
     }
 
@@ -410,7 +410,7 @@ impl Provider for BaremetalProvider {
             self.remove_disk(cluster, self.host(&name)?).await
         };
         let (_, errors) = self.on_each(known, remove).await;
-        together("rid of their data", errors, machines.len())
+        together("rid of their data", &errors, machines.len())
     }
 
     async fn ensure_machines(
@@ -437,7 +437,7 @@ impl Provider for BaremetalProvider {
         };
         let names = want.iter().map(|spec| &spec.name).collect();
         let (machines, errors) = self.on_each(names, ensure).await;
-        together("set up", errors, want.len())?;
+        together("set up", &errors, want.len())?;
         Ok(machines)
     }
 
@@ -445,7 +445,7 @@ impl Provider for BaremetalProvider {
         let known = machines.iter().filter(|name| self.host(name).is_ok()).collect();
         let remove = |name: MachineName| async move { self.remove_machine(cluster, self.host(&name)?).await };
         let (_, errors) = self.on_each(known, remove).await;
-        together("cleaned", errors, machines.len())
+        together("cleaned", &errors, machines.len())
     }
 
     async fn leftovers(&self, cluster: &ClusterName) -> Result<Vec<Leftover>, ProviderError> {

@@ -63,10 +63,9 @@ pub(super) fn open(spec: ClusterSpec, record: Option<&Record>, wipe: &[MachineNa
     let inventory = load(&Disk, Utf8Path::new(&path)).map_err(|error| explain(&error))?;
     let now: BTreeSet<&MachineName> = inventory.hosts.iter().map(|host| &host.name).collect();
     let before = record.and_then(|record| record.inventory.as_ref());
-    let former = before
-        .map(|kept| kept.inventory.hosts.iter().chain(&kept.former).cloned().collect())
-        .unwrap_or_else(Vec::new);
-    let former = former.into_iter().filter(|host| !now.contains(&host.name)).collect();
+    let known = before.map(|kept| kept.inventory.hosts.iter().chain(&kept.former));
+    let gone = known.into_iter().flatten().filter(|host| !now.contains(&host.name));
+    let former = gone.cloned().collect();
     let kept = KeptInventory { inventory, former };
     let hosts = kept.inventory.hosts.iter().map(planned).collect();
     let spec = spec
@@ -170,11 +169,13 @@ pub(super) fn with_contexts(kubeconfig: &str, spec: &ClusterSpec) -> Result<Stri
     }
     let mut config: Value = serde_saphyr::from_str(kubeconfig).context("the kubeconfig is damaged")?;
     let (cluster, context) = (config["clusters"][0].clone(), config["contexts"][0].clone());
-    for (name, address) in hosts {
-        let name = format!("{}-{name}", spec.name);
+    for (host, address) in hosts {
+        let name = format!("{}-{host}", spec.name);
         let (mut cluster, mut context) = (cluster.clone(), context.clone());
         cluster["name"] = name.clone().into();
         cluster["cluster"]["server"] = format!("https://{address}:{}", ports::API).into();
+        // In the host's certificate, unlike an address that only those outside know.
+        cluster["cluster"]["tls-server-name"] = host.as_str().into();
         context["name"] = name.clone().into();
         context["context"]["cluster"] = name.into();
         for (list, entry) in [("clusters", cluster), ("contexts", context)] {

@@ -81,7 +81,11 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
     .await
     .map_err(boot_failed)?;
     let reporter = &context.reporter;
-    reporter.step("", &format!("boot {} hosts from {}", hosts.len(), server.url()));
+    let count = match hosts.len() {
+        1 => "1 host".to_owned(),
+        n => format!("{n} hosts"),
+    };
+    reporter.step("", &format!("boot {count} from {}", server.url()));
     if !server.missing_programs().is_empty() {
         reporter.note(&format!(
             "warning: iPXE's programs {} are not on this machine (Debian: `apt-get install ipxe`); only firmware with iPXE in it can boot here",

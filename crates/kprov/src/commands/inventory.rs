@@ -60,9 +60,16 @@ pub(super) async fn run(context: &Context, command: InventoryCommand) -> Result<
         InventoryCommand::Remove {
             host,
             name,
+            lost,
             yes,
             output,
-        } => remove(context, name.name.as_ref(), &host, yes, output.output).await,
+        } => {
+            let name = name.name.as_ref();
+            if !yes && !confirmed(&context.home.pick(name)?.name, &host)? {
+                return Err(UserError::new("nothing was removed").into());
+            }
+            remove(context, name, &host, lost, output.output).await
+        }
     }
 }
 
@@ -158,7 +165,7 @@ async fn remove(
     context: &Context,
     name: Option<&ClusterName>,
     host: &MachineName,
-    yes: bool,
+    lost: bool,
     output: Output,
 ) -> Result<()> {
     let home = context.home.pick(name)?;
@@ -188,9 +195,6 @@ async fn remove(
         .hint("control-plane hosts can't be removed one by one; `kprov down` removes the whole cluster")
         .into());
     }
-    if !yes && !confirmed(&home.name, host)? {
-        return Err(UserError::new("nothing was removed").into());
-    }
     let lock = home.lock()?;
     let client = super::client(&home.kubeconfig()).await?;
     let nodes = Api::<Node>::all(client.clone());
@@ -203,10 +207,12 @@ async fn remove(
             .map(drop),
     )
     .context("the cluster's API refused")?;
-    context.reporter.step(host.as_str(), "clean the host");
-    let one = [host.clone()];
-    provider.remove_machines(&home.name, &one).await?;
-    provider.remove_disks(&home.name, &one).await?;
+    if !lost {
+        context.reporter.step(host.as_str(), "clean the host");
+        let one = [host.clone()];
+        provider.remove_machines(&home.name, &one).await?;
+        provider.remove_disks(&home.name, &one).await?;
+    }
     context.reporter.step(host.as_str(), "remove its Node");
     let delete = DeleteParams::default();
     absent_is_fine(nodes.delete(host.as_str(), &delete).await.map(drop)).context("its Node could not be removed")?;

@@ -25,7 +25,7 @@ disk=$(value kprov.disk)
 say() { echo "kprov: $*" >/dev/console; }
 report() {
     say "$*"
-    wget -q -T 10 -O /dev/null --post-data "$*" "$server/hosts/$mac/report" || say "the boot server does not answer"
+    timeout 15 wget -q -O /dev/null --post-data "$*" "$server/hosts/$mac/report" || say "the boot server does not answer"
 }
 # What cannot go on says so for ever: a host that restarts by itself would hide why.
 fail() {
@@ -37,9 +37,7 @@ fail() {
 
 # Drivers for what is there; some devices appear only once the one that they're connected to has its driver.
 for round in 1 2 3; do
-    find /sys/devices -name modalias -exec cat {} + 2>/dev/null | sort -u | while read -r alias; do
-        modprobe -q "$alias" 2>/dev/null
-    done
+    find /sys/devices -name modalias -exec cat {} + 2>/dev/null | sort -u | xargs modprobe -q -a 2>/dev/null
 done
 for module in af_packet ext4 vfat xfs overlay sd_mod; do modprobe -q $module 2>/dev/null; done
 
@@ -70,7 +68,7 @@ chmod 755 /bin/kprov-dhcp
 until udhcpc -q -n -t 5 -T 2 -i "$interface" -s /bin/kprov-dhcp >/dev/null 2>&1; do say "no address by DHCP yet"; done
 report "started"
 
-until wget -q -T 60 -O /tmp/first-boot "$server/hosts/$mac/first-boot"; do
+until timeout 60 wget -q -O /tmp/first-boot "$server/hosts/$mac/first-boot"; do
     say "there is no first-boot data for this host yet"
     sleep 2
 done
@@ -119,7 +117,7 @@ if [ "$(value kprov.wipe)" != yes ] && [ "$held" != 0 ]; then fail "the disk $de
 report "writing the image to $device"
 mkfifo /tmp/image
 sha256sum </tmp/image >/tmp/written &
-wget -q -T 60 -O - "$server/image" | tee /tmp/image | dd of="$device" bs=1M 2>/tmp/dd || fail "the image cannot be written"
+wget -q -O - "$server/image" | tee /tmp/image | dd of="$device" bs=1M 2>/tmp/dd || fail "the image cannot be written"
 wait
 sync
 written=$(cut -d ' ' -f 1 /tmp/written)

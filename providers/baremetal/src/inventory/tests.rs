@@ -1,6 +1,7 @@
 //! Inventories in both forms: what they come to, and what is said of wrong ones.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -392,10 +393,10 @@ proptest! {
         let port_yaml = port.map(|p| format!("ansible_port: {p}")).unwrap_or_default();
         let mut yaml = format!("all:\n  vars: {{ansible_user: {user}}}\n  children:\n    kube_control_plane:\n      hosts:\n        c[1:{control_plane}]: {{{port_yaml}}}\n");
         if workers > 0 {
-            ini += &format!("[kube_node]\nw[1:{workers}]\n");
-            yaml += &format!("    kube_node:\n      hosts:\n        w[1:{workers}]:\n");
+            writeln!(ini, "[kube_node]\nw[1:{workers}]").unwrap();
+            writeln!(yaml, "    kube_node:\n      hosts:\n        w[1:{workers}]:").unwrap();
         }
-        ini += &format!("[all:vars]\nansible_user={user}\n");
+        writeln!(ini, "[all:vars]\nansible_user={user}").unwrap();
         let (ini, yaml) = (parse("a.ini", &ini), parse("a.yaml", &yaml));
         prop_assert_eq!(ini.unwrap(), yaml.unwrap());
     }

@@ -19,7 +19,7 @@ const ALWAYS: &[&str] = &[
 pub(super) struct Places<'a> {
     /// Where masters' sockets are.
     pub(super) control: &'a Utf8Path,
-    /// The known_hosts file with the pinned key, if one is pinned.
+    /// The `known_hosts` file with the pinned key, if one is pinned.
     pub(super) pinned: Option<&'a Utf8Path>,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn arguments(ssh: &Ssh, places: Places<'_>) -> Vec<String> {
 /// The name that a pinned key stands under.
 pub(super) const PINNED_NAME: &str = "kprov-pinned";
 
-/// A known_hosts file with one pinned key.
+/// A `known_hosts` file with one pinned key.
 pub(super) fn pinned_line(key: &str) -> String {
     format!("{PINNED_NAME} {}\n", key.trim())
 }
@@ -116,7 +116,7 @@ fn known_hosts_options(args: &[String]) -> Vec<String> {
     found
 }
 
-/// A path as an option's value: quotes keep spaces together (ssh_config(5)).
+/// A path as an option's value: quotes keep spaces together (`ssh_config(5)`).
 fn quoted(path: &str) -> String {
     if path.contains(' ') {
         format!("\"{path}\"")

@@ -45,6 +45,13 @@ pub(super) fn connection(ssh: &Ssh, stderr: &str) -> Trouble {
     Trouble::Unreachable(last)
 }
 
+/// Whether there was no connection at all, as opposed to one that broke.
+pub(super) fn never_connected(stderr: &str) -> bool {
+    ["connect to host", "Could not resolve", "timed out"]
+        .iter()
+        .any(|text| stderr.contains(text))
+}
+
 /// What is wrong when the remote side failed before kprov's script could say anything.
 pub(super) fn remote(step: &str, code: Option<i32>, stderr: &str) -> Trouble {
     let message = last_line(stderr);

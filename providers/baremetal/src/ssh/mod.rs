@@ -93,6 +93,7 @@ impl Connections {
             .with_max_times(TRIES)
             .with_jitter()
             .build();
+        let mut cut_off = false;
         loop {
             let output = tokio::time::timeout(STEP_LIMIT, once(&all, input)).await;
             let output = output
@@ -110,12 +111,14 @@ impl Connections {
                     tracing::debug!(host = %host.name, message, "turned away, trying again");
                     tokio::time::sleep(delay).await;
                 }
+                // The connection that was kept open has died, say because the host booted; each step can be run again.
+                (Trouble::Unreachable(_), _) if !cut_off && !classify::never_connected(&stderr) => cut_off = true,
                 _ => return Err(failed(trouble)),
             }
         }
     }
 
-    /// The known_hosts file of a pinned key.
+    /// The `known_hosts` file of a pinned key.
     fn pin(&self, host: &Host, ssh: &Ssh) -> std::io::Result<Option<Utf8PathBuf>> {
         let Some(key) = &ssh.host_key else { return Ok(None) };
         let path = self.path().join(format!("known-{}", host.name));

@@ -97,6 +97,41 @@ fn running(observed: &Observed) -> BTreeSet<String> {
     running.map(|m| m.name.to_string()).collect()
 }
 
+/// All hosts but the seven are set up, and nothing is half done on those.
+async fn others_are_done(hosts: &Hosts, provider: &BaremetalProvider, names: &[String]) {
+    let observed = provider.observe(&cluster()).await.unwrap();
+    assert_eq!(running(&observed), names[7..].iter().cloned().collect());
+    let unknown = observed
+        .machines
+        .iter()
+        .filter(|m| matches!(m.state, MachineState::Unknown(_)));
+    assert_eq!(unknown.count(), 5, "what can't be asked is said to be unknown");
+    for untouched in ["node01", "node03", "node04", "node05", "node06"] {
+        hosts
+            .inside(
+                untouched,
+                "[ -z \"$(ls -A /etc/kprov)\" ] && ! [ -e /usr/local/bin/kprov-node ]",
+            )
+            .unwrap();
+    }
+    let checked = provider.check(Some(&cluster())).await;
+    let bad: Vec<_> = checked
+        .iter()
+        .filter(|(_, answer)| answer.is_err())
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(
+        bad,
+        ["node01", "node02", "node03", "node04", "node05", "node06", "node07"]
+    );
+    let disk_error = checked[0].1.as_ref().unwrap_err();
+    assert!(
+        matches!(&disk_error.trouble, Trouble::DiskNotEmpty { in_use: false, .. }),
+        "{disk_error}"
+    );
+    assert!(disk_error.trouble.hint(&disk_error.host).contains("--wipe node01"));
+}
+
 /// Twenty hosts, seven of them in trouble of seven kinds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trouble_holds_up_nobody() {
@@ -185,38 +220,7 @@ async fn trouble_holds_up_nobody() {
     }
     assert_eq!(disk.holds(), "ext4", "the disk was touched");
 
-    // The others are done, and nothing is half done.
-    let observed = provider.observe(&cluster()).await.unwrap();
-    assert_eq!(running(&observed), names[7..].iter().cloned().collect());
-    let unknown = observed
-        .machines
-        .iter()
-        .filter(|m| matches!(m.state, MachineState::Unknown(_)));
-    assert_eq!(unknown.count(), 5, "what can't be asked is said to be unknown");
-    for untouched in ["node01", "node03", "node04", "node05", "node06"] {
-        hosts
-            .inside(
-                untouched,
-                "[ -z \"$(ls -A /etc/kprov)\" ] && ! [ -e /usr/local/bin/kprov-node ]",
-            )
-            .unwrap();
-    }
-    let checked = provider.check(Some(&cluster())).await;
-    let bad: Vec<_> = checked
-        .iter()
-        .filter(|(_, answer)| answer.is_err())
-        .map(|(name, _)| name.as_str())
-        .collect();
-    assert_eq!(
-        bad,
-        ["node01", "node02", "node03", "node04", "node05", "node06", "node07"]
-    );
-    let disk_error = checked[0].1.as_ref().unwrap_err();
-    assert!(
-        matches!(&disk_error.trouble, Trouble::DiskNotEmpty { in_use: false, .. }),
-        "{disk_error}"
-    );
-    assert!(disk_error.trouble.hint(&disk_error.host).contains("--wipe node01"));
+    others_are_done(&hosts, &provider, &names).await;
 
     // All of it mended: the next run carries on, and touches none that run already.
     let before = hosts.inside("node20", "cat /run/kprov-node.pid").unwrap();

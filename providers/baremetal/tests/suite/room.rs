@@ -1,5 +1,7 @@
 //! Hosts for a test, and the inventory that names them.
 
+use std::fmt::Write as _;
+
 use camino::{Utf8Path, Utf8PathBuf};
 use kprov_emulators::hosts::Hosts;
 use kprov_provider_baremetal::inventory::{Disk, Inventory, load};
@@ -58,9 +60,13 @@ pub(crate) async fn inventory(hosts: &Hosts, entries: &[Entry]) -> Inventory {
                 hosts.host_key(name).unwrap()
             ),
         };
-        text += &format!("  - name: {name}\n    role: {role}\n    address: {address}\n    ssh: {ssh}\n");
+        writeln!(
+            text,
+            "  - name: {name}\n    role: {role}\n    address: {address}\n    ssh: {ssh}"
+        )
+        .unwrap();
         if !more.is_empty() {
-            text += &format!("    {more}\n");
+            writeln!(text, "    {more}").unwrap();
         }
     }
     let path = hosts.files().join("hosts.yaml");
