@@ -1,6 +1,5 @@
 //! `kprov up --provider baremetal` on hosts that run Linux and a real `sshd`: from an inventory to a cluster, and back to the
 //! hosts as they were.
-#![expect(clippy::print_stderr, reason = "what a test tells stands in its output")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

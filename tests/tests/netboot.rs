@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -287,6 +288,8 @@ fn first_boot(stage: &Stage) -> Result<(String, reqwest::Client)> {
     let config = NodeConfig {
         cluster: "netboot".parse()?,
         machine: Some(name),
+        address: None,
+        labels: BTreeMap::new(),
         role: Role::ControlPlane,
         endpoint: Endpoint {
             host: format!("{a}.{b}.{c}.{d}"),

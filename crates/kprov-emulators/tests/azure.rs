@@ -3,6 +3,8 @@
 //! `cargo xtask test` sets `KPROV_TEST_AZURE_PYTHON` (a Python with azure-mgmt-compute, azure-mgmt-network and
 //! azure-mgmt-resource) and `KPROV_TEST_AZURE_MODELS` (see [`kprov_emulators::azure::MODELS_VARIABLE`]).
 
+#![cfg(test)]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -326,11 +326,11 @@ fn remove_state(left: &mut Vec<String>) {
         .flatten()
         .flatten()
     {
-        if entry.path() != paths::DATA_MOUNT {
-            remove(entry.path(), left);
-        } else {
+        if entry.path() == paths::DATA_MOUNT {
             // The place of a disk that was mounted; a directory with data in it stays.
             let _ = fs::remove_dir(entry.path());
+        } else {
+            remove(entry.path(), left);
         }
     }
 }

@@ -329,8 +329,7 @@ fn refused(action: &str, what: &str, code: &str, message: &str) -> ProviderError
         | "ResourceInUse"
         | "VolumeInUse"
         | "IncorrectState"
-        | "IncorrectInstanceState"
-        | "InvalidIPAddress.InUse" => ProviderError::wait(
+        | "IncorrectInstanceState" => ProviderError::wait(
             format!("can't {what} yet: something else has to come to its end"),
             Duration::from_secs(3),
         ),

@@ -131,7 +131,7 @@ impl Client {
         if reply.is_success() {
             Ok(reply.body)
         } else {
-            Err(Failure::refused(reply))
+            Err(Failure::refused(&reply))
         }
     }
 
@@ -153,7 +153,7 @@ impl Client {
         match first.status {
             200..=299 => {}
             404 if method == Method::Delete => return Ok(Value::Null),
-            _ => return Err(Failure::refused(first)),
+            _ => return Err(Failure::refused(&first)),
         }
         let (mut poller, mut poll) = Poller::begin(method, url.as_str(), first, self.limit);
         loop {
@@ -304,7 +304,7 @@ impl Client {
             .await;
         match reply {
             Ok(reply) if reply.is_success() => Ok(()),
-            Ok(reply) => Err(doing.failed(Failure::refused(reply))),
+            Ok(reply) => Err(doing.failed(Failure::refused(&reply))),
             Err(failure) => Err(doing.failed(failure)),
         }
     }

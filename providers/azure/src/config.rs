@@ -124,6 +124,7 @@ fn default_subscription(profile: &str) -> Option<String> {
 
 impl AzureConfig {
     /// Checks what a cluster file says. `zones` are the availability zones to spread machines over; all where empty.
+    #[expect(clippy::too_many_lines, reason = "one check after the other, each of one setting")]
     pub fn new(settings: &AzureSettings, zones: &[String], around: &Surroundings) -> Result<Self, ProviderError> {
         let AzureSettings {
             subscription,
@@ -307,12 +308,12 @@ mod tests {
             ("location", |s| s.location = Some("west/europe".into())),
             ("cloud", |s| s.cloud = Some("germany".into())),
             ("endpointUrl", |s| {
-                s.endpoint_url = Some("http://arm.example.com".into())
+                s.endpoint_url = Some("http://arm.example.com".into());
             }),
             ("resourceGroup", |s| s.resource_group = Some("a/b".into())),
             ("identity", |s| s.identity = Some("me".into())),
             ("sshPublicKey", |s| {
-                s.ssh_public_key = Some("ecdsa-sha2-nistp256 AAAA".into())
+                s.ssh_public_key = Some("ecdsa-sha2-nistp256 AAAA".into());
             }),
             ("rootDiskGib", |s| s.root_disk_gib = Some(8)),
         ];

@@ -15,7 +15,7 @@ use crate::reply::Reply;
 const BUSY: Duration = Duration::from_secs(5);
 /// How long to wait when throttled without being told.
 const THROTTLED: Duration = Duration::from_secs(15);
-/// How long a network interface stays reserved for a machine whose creation failed (Azure's "NicReservedForAnotherVm").
+/// How long a network interface stays reserved for a machine whose creation failed (Azure's `NicReservedForAnotherVm`).
 const RESERVED: Duration = Duration::from_mins(3);
 
 /// An error as ARM writes it: with details, or an inner error, that often say more.
@@ -140,7 +140,7 @@ pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 impl Failure {
     /// From a reply that is an error.
-    pub(crate) fn refused(reply: Reply) -> Self {
+    pub(crate) fn refused(reply: &Reply) -> Self {
         let error = ArmError::of(&reply.body);
         Self::Refused {
             status: reply.status,
@@ -393,7 +393,8 @@ impl Doing {
             place = format!(" in `{location}`");
         }
         if let Some(zone) = &self.zone {
-            place.push_str(&format!(", zone {zone}"));
+            place.push_str(", zone ");
+            place.push_str(zone);
         }
         place
     }

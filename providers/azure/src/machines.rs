@@ -166,8 +166,8 @@ impl AzureProvider {
     pub(crate) async fn unmake_disks(&self, names: &Names, machines: &[MachineName]) -> Result<(), ProviderError> {
         let there = self.client.list(&names.group, Kind::Disk).await?;
         let own = there.iter().filter(|s| s.is_of(&names.cluster));
-        let these = own.filter(|s| seen::disk(s).is_some_and(|d| machines.contains(&d.machine)));
-        let gone = these.map(|s| self.client.delete(&names.group, Kind::Disk, &s.name));
+        let wanted = own.filter(|s| seen::disk(s).is_some_and(|d| machines.contains(&d.machine)));
+        let gone = wanted.map(|s| self.client.delete(&names.group, Kind::Disk, &s.name));
         crate::worst(join_all(gone).await)
     }
 
@@ -185,15 +185,13 @@ impl AzureProvider {
             None
         };
         let made = want.iter().map(|spec| async {
-            match called(&there.machines, spec.name.as_str()) {
-                Some(vm) => self.mend_machine(names, spec, vm, &there).await,
-                None => {
-                    let (sizes, zones) = plan
-                        .as_ref()
-                        .ok_or_else(|| ProviderError::look_first(format!("machine `{}` is gone", spec.name)))?;
-                    self.make_machine(names, spec, sizes, zones, &there).await
-                }
+            if let Some(vm) = called(&there.machines, spec.name.as_str()) {
+                return self.mend_machine(names, spec, vm, &there).await;
             }
+            let (sizes, zones) = plan
+                .as_ref()
+                .ok_or_else(|| ProviderError::look_first(format!("machine `{}` is gone", spec.name)))?;
+            self.make_machine(names, spec, sizes, zones, &there).await
         });
         crate::worst_or(join_all(made).await)
     }
@@ -246,7 +244,7 @@ impl AzureProvider {
     ) -> Result<Machine, ProviderError> {
         let name = spec.name.as_str();
         let size = sizes.get(spec.size.as_deref().unwrap_or(sizes::DEFAULT))?;
-        let zone = self.zone(spec, size, sizes, zones, there)?;
+        let zone = Self::zone(spec, size, sizes, zones, there)?;
         let body = translate::machine(&self.config, names, spec, size, zone.as_deref())?;
         let public = if translate::has_public_ip(&self.config, spec.role) {
             let body = translate::machine_public_ip(&self.config, names, spec, zone.as_deref());
@@ -278,7 +276,6 @@ impl AzureProvider {
 
     /// The zone of a new machine: its data disk's, else the one asked for, else its share.
     fn zone(
-        &self,
         spec: &MachineSpec,
         size: &Size,
         sizes: &Sizes,

@@ -128,7 +128,8 @@ impl AzureProvider {
             };
             let firewall = self.make_security_group(names, range, opening, found);
             let body = translate::nat_gateway(config, names, range);
-            let gateway = self.make_part(names, found, Kind::NatGateway, &names.nat(), body);
+            let name = names.nat();
+            let gateway = self.make_part(names, found, Kind::NatGateway, &name, body);
             // Both are seen to their end: what was begun isn't left in the middle because the other one failed.
             let (firewall, gateway) = join(firewall, gateway).await;
             firewall.and(gateway)?;
@@ -212,7 +213,7 @@ impl AzureProvider {
                 names.cluster, machine.name
             )));
         }
-        if let Some(disk) = own.iter().filter_map(seen::disk).next() {
+        if let Some(disk) = own.iter().find_map(seen::disk) {
             return Err(ProviderError::never(format!(
                 "the resource group of `{}` still has the data disk of `{}`",
                 names.cluster, disk.machine

@@ -1,6 +1,6 @@
 //! How an Azure Resource Manager operation is followed to its end. Pure: replies go in, what to ask next comes out.
 //!
-//! The contract is ARM's ["asynchronous operations"](https://github.com/cloud-and-ai-microsoft/resource-provider-contract/blob/master/v1.0/async-api-reference.md):
+//! The contract is ARM's [asynchronous operations](https://github.com/cloud-and-ai-microsoft/resource-provider-contract/blob/master/v1.0/async-api-reference.md):
 //! a reply with `Azure-AsyncOperation` is followed by that URL's `status`; else one with `202` and `Location` by that URL until it
 //! answers something else than `202`; else the resource itself by its `provisioningState`. `Retry-After` says how long to wait. A
 //! resource that was put is read once more at the end, and what it says of itself is believed over the operation; what came of a
@@ -119,11 +119,11 @@ impl Poller {
             429 => return self.again(&reply),
             408 | 500..=599 => return self.unusable(Some(reply)),
             404 if self.method == Method::Delete => return Poll::Done(Value::Null),
-            400..=499 => return Poll::Failed(Failure::refused(reply)),
+            400..=499 => return Poll::Failed(Failure::refused(&reply)),
             _ => self.unusable = 0,
         }
         match self.watch {
-            Watch::Status(_) => self.status(reply),
+            Watch::Status(_) => self.status(&reply),
             Watch::Location(ref mut url) => {
                 if reply.status != 202 {
                     return self.finished(&reply);
@@ -137,14 +137,14 @@ impl Poller {
         }
     }
 
-    fn status(&mut self, reply: Reply) -> Poll {
+    fn status(&mut self, reply: &Reply) -> Poll {
         let status = reply.body.get("status").and_then(Value::as_str).unwrap_or("");
         match State::of(status) {
-            State::Succeeded => self.finished(&reply),
+            State::Succeeded => self.finished(reply),
             State::Failed => Poll::Failed(Failure::Ended(ArmError::of_operation(&reply.body, status))),
             // Without a document, the HTTP status alone says whether it has ended.
-            State::Unknown if status.is_empty() && matches!(reply.status, 200 | 201 | 204) => self.finished(&reply),
-            State::Unknown | State::Running => self.again(&reply),
+            State::Unknown if status.is_empty() && matches!(reply.status, 200 | 201 | 204) => self.finished(reply),
+            State::Unknown | State::Running => self.again(reply),
         }
     }
 
@@ -205,7 +205,7 @@ impl Poller {
             return Poll::Again { url: self.url(), after };
         }
         Poll::Failed(match reply {
-            Some(reply) => Failure::refused(reply),
+            Some(reply) => Failure::refused(&reply),
             None => Failure::Lost("no answer to the question how far it is".into()),
         })
     }

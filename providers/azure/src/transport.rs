@@ -22,7 +22,7 @@ use crate::reply::Reply;
 /// Requests under way at once.
 const AT_ONCE: usize = 16;
 /// How long a reply may take; ARM answers at once, and works later.
-const REPLY_LIMIT: Duration = Duration::from_secs(60);
+const REPLY_LIMIT: Duration = Duration::from_mins(1);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// The transport of all requests.

@@ -48,8 +48,8 @@ fn device(line: &str) -> Option<Device> {
             "TYPE" => is_disk = value == "disk",
             "SIZE" => device.size = value.parse().ok()?,
             "RO" => writable = value == "0",
-            "MODEL" => device.model = value.replace("\\x20", " ").trim().to_owned(),
-            "SERIAL" => device.serial = value.trim().to_owned(),
+            "MODEL" => value.replace("\\x20", " ").trim().clone_into(&mut device.model),
+            "SERIAL" => value.trim().clone_into(&mut device.serial),
             _ => {}
         }
         rest = tail;

@@ -319,9 +319,7 @@ pub(super) async fn post(port: u16, headers: &HeaderMap, form: &[(String, String
     for name in [CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
         request.headers_mut().remove(name);
     }
-    request
-        .headers_mut()
-        .insert(HOST, format!("127.0.0.1:{}", port).parse()?);
+    request.headers_mut().insert(HOST, format!("127.0.0.1:{port}").parse()?);
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();

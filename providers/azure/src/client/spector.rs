@@ -1,4 +1,4 @@
-//! The client against TypeSpec's spector, which serves the long-running operations of Azure's own specification
+//! The client against `TypeSpec`'s spector, which serves the long-running operations of Azure's own specification
 //! (`azure-http-specs`, "operation templates"). `KPROV_TEST_AZURE_SPECTOR` names the directory with both packages' `node_modules`;
 //! `cargo xtask test` sets it where there is Node.js.
 

@@ -15,7 +15,7 @@ fn machine() -> Doing {
 }
 
 fn refused(status: u16, code: &str, message: &str, headers: &[(&str, &str)]) -> ProviderError {
-    machine().failed(Failure::refused(Reply {
+    machine().failed(Failure::refused(&Reply {
         status,
         headers: headers
             .iter()

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 const SELF: &str = "https://arm/r";
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 fn reply(status: u16, headers: &[(&str, &str)], body: Value) -> Reply {
     Reply {
@@ -163,10 +163,10 @@ fn throttling_and_bad_gateways_are_waited_out_but_not_for_ever() {
 
 #[test]
 fn every_state_that_is_no_end_has_a_deadline() {
+    type Case<'a> = (Reply, &'a dyn Fn() -> Reply);
     let running = || reply(200, &[], json!({"status": "InProgress"}));
     let creating = || reply(200, &[], in_state("Creating"));
     let accepted = || reply(202, &[], Value::Null);
-    type Case<'a> = (Reply, &'a dyn Fn() -> Reply);
     let cases: [Case<'_>; 3] = [
         (
             reply(201, &[("azure-asyncoperation", "https://arm/op")], Value::Null),

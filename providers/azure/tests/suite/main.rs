@@ -1,5 +1,7 @@
 //! The provider against a Resource Manager on loopback that refuses what Azure refuses.
 
+#![cfg(test)]
+
 mod cloud;
 mod conformance;
 mod crashes;

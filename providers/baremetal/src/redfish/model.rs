@@ -255,13 +255,16 @@ mod tests {
 
     use super::*;
 
-    fn allowed(words: &[&str]) -> Option<Vec<String>> {
-        Some(words.iter().map(|w| (*w).to_owned()).collect())
+    fn allowed(words: &[&str]) -> Vec<String> {
+        words.iter().map(|w| (*w).to_owned()).collect()
     }
+
+    /// What is asked for, what is offered, and what is chosen.
+    type Case = (Power, Option<&'static [&'static str]>, Option<&'static str>);
 
     #[test]
     fn the_best_way_that_is_offered_is_taken() {
-        let cases: &[(Power, Option<&[&str]>, Option<&str>)] = &[
+        let cases: &[Case] = &[
             (Power::On, None, Some("On")),
             (Power::On, Some(&["ForceOn", "ForceOff"]), Some("ForceOn")),
             (Power::On, Some(&["PushPowerButton"]), Some("PushPowerButton")),
@@ -270,7 +273,7 @@ mod tests {
             (Power::Off, Some(&["On", "Nmi"]), None),
         ];
         for (power, offered, expected) in cases {
-            let offered = offered.and_then(allowed);
+            let offered = offered.map(allowed);
             assert_eq!(
                 reset_type(*power, offered.as_deref()),
                 *expected,
@@ -307,7 +310,7 @@ mod tests {
     #[test]
     fn values_come_from_action_info_too() {
         let info = json!({ "Parameters": [{ "Name": "ResetType", "AllowableValues": ["On"] }] });
-        assert_eq!(allowed_by_info(&info, "ResetType"), allowed(&["On"]));
+        assert_eq!(allowed_by_info(&info, "ResetType"), Some(allowed(&["On"])));
         assert_eq!(allowed_by_info(&info, "Other"), None);
     }
 

@@ -134,6 +134,7 @@ async fn others_are_done(hosts: &Hosts, provider: &BaremetalProvider, names: &[S
 
 /// Twenty hosts, seven of them in trouble of seven kinds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one fleet with every trouble at once")]
 async fn trouble_holds_up_nobody() {
     if !possible() {
         return;

@@ -23,6 +23,7 @@ fn attached(client: &Client, body: &Value, disk: &str, lun: i64) -> Value {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of what is refused")]
 async fn what_a_machine_is_made_of_is_checked() {
     let client = Client::with_group().await;
     client.network().await;

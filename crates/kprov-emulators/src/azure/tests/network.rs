@@ -320,6 +320,7 @@ async fn nothing_in_use_can_be_deleted() {
 
 #[tokio::test]
 async fn load_balancers_hold_together() {
+    type Change = fn(&mut Value);
     let client = Client::with_group().await;
     client.network().await;
     client
@@ -332,7 +333,7 @@ async fn load_balancers_hold_together() {
         )
         .await;
     client.made(&public("p"), NETWORK, public_address()).await;
-    let cases: [(fn(&mut Value), &str); 6] = [
+    let cases: [(Change, &str); 6] = [
         (|b| b["properties"]["probes"] = json!([]), "InvalidResourceReference"),
         (|b| b["sku"]["name"] = json!("Basic"), "PublicIPAndLBSkuDoNotMatch"),
         (

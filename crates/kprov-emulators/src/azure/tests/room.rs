@@ -13,6 +13,7 @@ async fn next(events: &mut tokio::sync::broadcast::Receiver<Event>) -> Event {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one life of a room")]
 async fn a_room_sees_machines_balancers_and_what_changes() {
     let client = Client::new(Options {
         public_addresses: vec![Ipv4Addr::new(198, 51, 100, 7)],

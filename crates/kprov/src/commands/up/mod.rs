@@ -111,13 +111,11 @@ async fn ensure(context: &Context, prepared: &Prepared) -> Result<Observed> {
     let settings = prepare::settings(prepared, &observed, &network)?;
     api::self_host(context, prepared, &secrets, &settings, &observed).await?;
     home.keep_record(&prepared.record(true))?;
-    match unfinished {
-        Some(error) => Err(error),
-        None => {
-            reporter.done("");
-            Ok(observed)
-        }
+    if let Some(error) = unfinished {
+        return Err(error);
     }
+    reporter.done("");
+    Ok(observed)
 }
 
 /// Hosts in trouble don't hold up those that are well: with the whole control plane there, the cluster is made without the

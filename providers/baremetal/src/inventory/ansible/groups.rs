@@ -31,6 +31,10 @@ pub(super) struct Group {
 
 /// Everything an inventory says.
 #[derive(Clone, Debug, Default)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the groups among all else that an inventory says"
+)]
 pub(super) struct Groups {
     pub(super) groups: BTreeMap<String, Group>,
     /// Each host's own variables.

@@ -378,13 +378,13 @@ fn take_jumps(arguments: Vec<String>, ssh: &mut Ssh) {
             arguments.next()
         } else if argument == "-o" {
             match arguments.next() {
-                Some(option) => match proxy_jump(&option) {
-                    Some(jump) => Some(jump),
-                    None => {
+                Some(option) => {
+                    let Some(jump) = proxy_jump(&option) else {
                         ssh.args.extend([argument, option]);
                         continue;
-                    }
-                },
+                    };
+                    Some(jump)
+                }
                 None => None,
             }
         } else if let Some(jump) = argument.strip_prefix("-J") {
