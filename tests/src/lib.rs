@@ -38,3 +38,8 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Resul
         }
     }
 }
+
+/// Whether what takes too long for every run is wanted: `cargo xtask test --full` says so.
+pub fn full() -> bool {
+    std::env::var("KPROV_TEST_FULL").is_ok_and(|v| v == "1")
+}

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use kprov_e2e::cloud::{Azure, scenario};
-use kprov_e2e::{Traces, upgrades};
+use kprov_e2e::{Traces, full, upgrades};
 
 /// Made, used, mended, upgraded without one call to Azure, and removed without a trace: three control-plane machines and three
 /// workers in three zones with `--full`, else one and one. No public addresses.
@@ -13,8 +13,7 @@ fn machines_live() -> Result<()> {
         let range = "10.82.0.0/16".parse()?;
         let azure = Azure::start("room-azure", range, true)?;
         let chain = upgrades()?.into_iter().next().context("no chain")?;
-        let full = std::env::var("KPROV_TEST_FULL").is_ok_and(|v| v == "1");
-        let size = if full { (3, 3) } else { (1, 1) };
+        let size = if full() { (3, 3) } else { (1, 1) };
         scenario::life(&azure, "e2e-azure", range, &chain[..2], size)?;
     }
     Traces::nothing_left(&before)
@@ -28,8 +27,7 @@ fn killed_at_calls() -> Result<()> {
         let range = "10.81.0.0/16".parse()?;
         let azure = Azure::start("room-azure-kill", range, false)?;
         let payload = upgrades()?.into_iter().next().context("no chain")?.remove(0);
-        let full = std::env::var("KPROV_TEST_FULL").is_ok_and(|v| v == "1");
-        scenario::killed(&azure, "e2e-azure-kill", range, &payload, if full { 1 } else { 9 })?;
+        scenario::killed(&azure, "e2e-azure-kill", range, &payload, if full() { 1 } else { 9 })?;
     }
     Traces::nothing_left(&before)
 }

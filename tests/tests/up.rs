@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use kprov_e2e::{
-    Cluster, Kubectl, Payload, Prober, Traces, condition, items, payloads, pods_work, self_hosted, wait_for,
+    Cluster, Kubectl, Payload, Prober, Traces, condition, full, items, payloads, pods_work, self_hosted, wait_for,
 };
 use serde_json::{Value, json};
 
@@ -66,11 +66,10 @@ fn three_and_two() -> Result<()> {
 #[test]
 fn killed_at_every_boundary() -> Result<()> {
     let payload = payloads()?.remove(0);
-    let full = std::env::var("KPROV_TEST_FULL").is_ok_and(|v| v == "1");
     let before = Traces::list();
     let cluster = Cluster::new("e2e-kill")?;
     let mut kills = 0;
-    if full {
+    if full() {
         // Each kill alone, on a cluster of its own.
         for boundary in 0.. {
             if !killed_at(&cluster, &payload, boundary)? {

@@ -6,7 +6,9 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kprov_e2e::{Cluster, Kubectl, Payload, Prober, Traces, Watcher, broken, items, self_hosted, upgrades, wait_for};
+use kprov_e2e::{
+    Cluster, Kubectl, Payload, Prober, Traces, Watcher, broken, full, items, self_hosted, upgrades, wait_for,
+};
 use serde_json::{Value, json};
 
 /// One machine, from the first version of a chain to its last by one command: no request is lost, watches resume without a gap, a
@@ -217,11 +219,6 @@ fn kill_operator() -> Result<bool> {
         }
     }
     Ok(killed)
-}
-
-/// What takes too long for every run, `cargo xtask test --full` does.
-fn full() -> bool {
-    std::env::var("KPROV_TEST_FULL").is_ok_and(|v| v == "1")
 }
 
 fn ends(chain: &[Payload]) -> Result<(&Payload, &Payload)> {

@@ -405,7 +405,7 @@ fn the_address_moves_within_three_seconds() {
         ("killed", 3000),
         ("API not ready", 3000),
         ("stopped", 1000),
-        ("replaced", 400),
+        ("replaced", 1000),
     ] {
         let stop = Arc::default();
         let prober = probe(&room, &stop);

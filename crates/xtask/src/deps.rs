@@ -174,7 +174,8 @@ fn violations<'a>(graph: &BTreeMap<&'a str, BTreeSet<&'a str>>, members: &BTreeS
             }
         }
     }
-    for member in members {
+    // What is tests and nothing else may use what is there for tests.
+    for member in members.iter().filter(|m| **m != "kprov-e2e") {
         for leaf in LEAVES
             .iter()
             .filter(|l| graph.get(member).is_some_and(|d| d.contains(*l)))

@@ -256,6 +256,7 @@ impl Doing {
         let busy = matches!(
             error.innermost().code.as_str(),
             "AnotherOperationInProgress"
+                | "Conflict"
                 | "OperationPreempted"
                 | "RetryableError"
                 | "RetryableErrorDueToAnotherOperation"

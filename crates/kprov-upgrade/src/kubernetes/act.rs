@@ -27,6 +27,8 @@ use crate::model::{Action, Workload};
 
 /// Entries of the history that are kept.
 const HISTORY: usize = 50;
+/// How kubelet's answer begins where a container's log is gone already.
+const NO_LOG: &str = "unable to retrieve container logs";
 /// Lines of a log that go into a failure.
 const LOG_LINES: usize = 15;
 /// The longest such line, in bytes.
@@ -303,7 +305,8 @@ impl KubeCluster {
                 ..LogParams::default()
             };
             match self.access.read(pods.logs(&failure.instance, &params)).await {
-                Ok(text) if !text.trim().is_empty() => return tail(&text),
+                // What kubelet says of a log that is gone is no log.
+                Ok(text) if !text.trim().is_empty() && !text.starts_with(NO_LOG) => return tail(&text),
                 Ok(_) => {}
                 Err(error) => {
                     tracing::debug!(instance = failure.instance, previous, ?error, "no log");

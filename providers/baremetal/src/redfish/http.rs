@@ -149,14 +149,17 @@ impl Http {
 fn is_certificate(error: &reqwest::Error) -> bool {
     let mut next = std::error::Error::source(error);
     while let Some(source) = next {
-        let tls = source.downcast_ref::<rustls::Error>().or_else(|| {
-            let io = source.downcast_ref::<std::io::Error>()?;
-            io.get_ref()?.downcast_ref::<rustls::Error>()
-        });
-        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
+        if let Some(rustls::Error::InvalidCertificate(_)) = source.downcast_ref::<rustls::Error>() {
             return true;
         }
-        next = source.source();
+        // What an I/O error holds is not its source, but its source's source is.
+        let held = source
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        next = match held {
+            Some(held) => Some(held),
+            None => source.source(),
+        };
     }
     false
 }

@@ -79,7 +79,7 @@ async fn passes() {
         let left = hosts
             .inside(
                 name,
-                "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null; true",
+                "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null || true",
             )
             .unwrap();
         assert_eq!(left, "", "`{name}` is not as it was found");

@@ -249,7 +249,7 @@ async fn trouble_holds_up_nobody() {
         let left = hosts
             .inside(
                 host,
-                "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null; true",
+                "ls -d /etc/kprov/* /run/kprov* /var/log/kprov* /var/lib/kprov/* 2>/dev/null || true",
             )
             .unwrap();
         assert_eq!(left, "", "`{host}` is not as it was found");
