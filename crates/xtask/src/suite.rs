@@ -12,7 +12,10 @@ use crate::{azure, cache, cloud_init, debian, deps, python, upgrades};
 
 /// What the tests themselves call.
 const TEST_PACKAGES: &[&str] = &[
+    "containerd",
     "curl",
+    "etcd-client",
+    "etcd-server",
     "ignition",
     "openssh-client",
     "openssh-server",
@@ -42,7 +45,7 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
     deps::run()?;
 
     let programs = build(&target)?;
-    let variables = variables(&programs)?;
+    let variables = variables(&programs, full)?;
 
     nextest_present()?;
     let mut nextest = cargo();
@@ -78,14 +81,14 @@ fn lint(target: &Utf8Path, command: &mut Command) {
 /// Makes what end-to-end tests need, and prints the variables that name it, for a shell.
 pub(crate) fn print_variables() -> Result<()> {
     payload::host_packages()?;
-    for (name, value) in variables(&build(&cache::target()?)?)? {
+    for (name, value) in variables(&build(&cache::target()?)?, true)? {
         println!("export {name}='{value}'");
     }
     Ok(())
 }
 
 /// Makes the payloads under test, and names them as the tests expect.
-fn variables(programs: &Programs) -> Result<Vec<(&'static str, String)>> {
+fn variables(programs: &Programs, full: bool) -> Result<Vec<(&'static str, String)>> {
     let start = Instant::now();
     let payload = payload::debian_with(programs)?;
     let releases = payload::test_releases(programs)?;
@@ -108,7 +111,7 @@ fn variables(programs: &Programs) -> Result<Vec<(&'static str, String)>> {
         ("KPROV_TEST_MOTO", moto.into_string()),
         ("KPROV_TEST_BROKEN", upgrades::list_of_broken(&broken)),
     ];
-    variables.extend(azure::variables()?);
+    variables.extend(azure::variables(full)?);
     Ok(variables)
 }
 

@@ -103,7 +103,7 @@ fn says_what_is_wrong_and_what_to_do() {
             error.hint
         );
         let beneath = error.source.map(|s| s.to_string()).unwrap_or_default();
-        assert!(beneath.starts_with(&format!("`{code}`: ")), "{beneath}");
+        assert!(beneath.starts_with(&format!("`{code}`")), "{beneath}");
     }
 }
 

@@ -57,7 +57,8 @@ impl World for Portal<'_> {
             }
             Trouble::Throttling => arm.configure(|o| {
                 o.rate = Some(Rate {
-                    burst: 12.0,
+                    // One look at everything is about a dozen calls at once: it has to fit, or none ever ends.
+                    burst: 20.0,
                     per_second: 400.0,
                 });
             }),
