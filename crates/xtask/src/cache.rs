@@ -3,10 +3,14 @@
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
 
-/// The workspace's root directory.
-pub(crate) fn workspace() -> &'static Utf8Path {
-    let here = Utf8Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().and_then(Utf8Path::parent).unwrap_or(here)
+/// The workspace's root directory. Cargo names it at run time: a program built by another checkout that shares the target directory
+/// would know only that one's.
+pub(crate) fn workspace() -> Utf8PathBuf {
+    let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let here = Utf8PathBuf::from(here);
+    here.parent()
+        .and_then(Utf8Path::parent)
+        .map_or_else(|| here.clone(), Utf8Path::to_owned)
 }
 
 /// `$XDG_CACHE_HOME/kprov`, else `~/.cache/kprov`; made if missing.

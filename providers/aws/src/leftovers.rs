@@ -10,17 +10,18 @@ use crate::error::while_reading;
 use crate::model::InstanceState;
 use crate::{Shared, network};
 
-/// Kinds whose own listing is believed, not their tags: those outlive the thing for a while.
+/// How ids begin whose kind's own listing is believed, not their tags: those outlive the thing for a while. By id, as EC2 and what
+/// stands in for it don't call kinds by the same names.
 const LISTED: &[&str] = &[
-    "instance",
-    "volume",
-    "vpc",
-    "subnet",
-    "security-group",
-    "route-table",
-    "internet-gateway",
-    "natgateway",
-    "elastic-ip",
+    "i-",
+    "vol-",
+    "vpc-",
+    "subnet-",
+    "sg-",
+    "rtb-",
+    "igw-",
+    "nat-",
+    "eipalloc-",
 ];
 
 /// Lists everything that carries the tag.
@@ -76,12 +77,12 @@ pub(crate) async fn list(shared: &Shared, cluster: &ClusterName) -> Result<Vec<L
         add("target group", &group.arn, None);
     }
     for (kind, id, _) in &tagged {
-        if !LISTED.contains(&kind.as_str()) {
+        if !LISTED.iter().any(|begin| id.starts_with(begin)) {
             add(kind, id, None);
         }
     }
     // Root disks go with their instances. One that stayed has the tag, and names no machine.
-    let roots = tagged.iter().filter(|(kind, ..)| kind == "volume").map(|(_, id, _)| id);
+    let roots = tagged.iter().map(|(_, id, _)| id).filter(|id| id.starts_with("vol-"));
     let ended = instances.iter().all(|i| i.state == InstanceState::Terminated);
     for id in roots.filter(|id| ended && !volumes.iter().any(|v| v.id == **id)) {
         if client.volume_exists(id).await.map_err(while_reading)? {

@@ -144,10 +144,11 @@ impl Provider for AwsProvider {
 
     async fn clusters(&self) -> Result<Vec<ClusterName>, ProviderError> {
         let tagged = self.shared.client.tagged(None).await.map_err(while_reading)?;
-        // Instances keep their tags for an hour after they ended, and their cluster has more than instances.
+        // Instances and NAT gateways keep their tags for an hour after they ended, addresses for a while. Their cluster has more.
+        let lasting = |id: &str| ["i-", "nat-", "eipalloc-"].iter().any(|begin| id.starts_with(begin));
         let names: BTreeSet<ClusterName> = tagged
             .into_iter()
-            .filter(|(kind, ..)| kind != "instance")
+            .filter(|(_, id, _)| !lasting(id))
             .filter_map(|(.., cluster)| ClusterName::new(cluster).ok())
             .collect();
         Ok(names.into_iter().collect())

@@ -523,8 +523,10 @@ fn what_is_worth_an_event() {
         notes(before, after).into_iter().map(|note| note.reason).collect()
     };
     let idle = rendered(&input(), &plan(State::Idle));
+    let mut held = input();
+    held.wanted.paused = true;
     let paused = rendered(
-        &input(),
+        &held,
         &Plan {
             state: State::Paused,
             ..upgrading()

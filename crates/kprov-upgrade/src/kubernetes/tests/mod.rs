@@ -427,7 +427,7 @@ async fn fails_and_reverts(scenario: &Scenario, cluster: &KubeCluster) -> Result
     let input = observed(cluster).await?;
     let started = input.observed.hop_started.context("it has begun")?;
 
-    let (pod, _) = scenario.pod_of(Workload::ApiServer, &scenario.next).await?;
+    let (pod, machine) = scenario.pod_of(Workload::ApiServer, &scenario.next).await?;
     let failure = FailedRelease {
         release: scenario.next.clone(),
         attempt: 0,
@@ -441,9 +441,12 @@ async fn fails_and_reverts(scenario: &Scenario, cluster: &KubeCluster) -> Result
     };
     let fail = Action::Fail { failure };
     scenario.ready(&pod, true).await?;
+    scenario.process_says(&pod, &machine, &scenario.next.version.tag()).await?;
     ensure!(cluster.act(&fail).await? == Outcome::Stale, "it is ready after all");
-    scenario.ready(&pod, false).await?;
+    // The kubelet's word alone does not make it the release that is asked for.
+    scenario.process_says(&pod, &machine, &scenario.current.version.tag()).await?;
     ensure!(cluster.act(&fail).await? == Outcome::Done);
+    scenario.ready(&pod, false).await?;
     ensure!(cluster.act(&fail).await? == Outcome::Done);
     let seen = observed(cluster).await?.observed.failure.context("it failed")?;
     ensure!(seen.instance == pod && !seen.reverted, "{seen:?}");

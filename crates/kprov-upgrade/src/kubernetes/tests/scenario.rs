@@ -292,6 +292,23 @@ impl Scenario {
         Ok(())
     }
 
+    /// What an API server's own process answers when kprov-node of its machine asks for its version.
+    pub(super) async fn process_says(&self, pod: &str, machine: &str, version: &str) -> Result<()> {
+        let object = self.admin.get(&format!("{SYSTEM}/pods/{pod}")).await?;
+        let revision = object["metadata"]["labels"][manifests::REVISION_LABEL].as_str();
+        let server = ApiServerStatus {
+            revision: revision.context("the pod has no revision")?.parse()?,
+            ready: true,
+            version: version.to_owned(),
+            since: None,
+        };
+        self.tell(machine, |status| {
+            status.api_servers.retain(|other| other.revision != server.revision);
+            status.api_servers.push(server);
+        })
+        .await
+    }
+
     /// What the kubelet does once a pod's containers have ended.
     pub(super) async fn kubelet_removes(&self, pod: &str) -> Result<()> {
         let body = json!({ "gracePeriodSeconds": 0 }).to_string().into_bytes();
