@@ -6,9 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kprov_e2e::{
-    Cluster, Kubectl, Payload, Prober, Traces, Watcher, broken, full, items, self_hosted, upgrades, wait_for,
-};
+use kprov_e2e::{Cluster, Kubectl, Payload, Prober, Traces, Watcher, broken, items, self_hosted, upgrades, wait_for};
 use serde_json::{Value, json};
 
 /// One machine, from the first version of a chain to its last by one command: no request is lost, watches resume without a gap, a
@@ -58,10 +56,8 @@ fn one_machine_upgrades() -> Result<()> {
 /// Three control-plane machines and two workers: a Deployment with a disruption budget serves all through it, and a pause in the
 /// middle of the machines holds.
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn three_and_two_upgrade() -> Result<()> {
-    if !full() {
-        return Ok(());
-    }
     let chain = upgrades()?.pop().context("no chain")?;
     let (first, last) = ends(&chain)?;
     let before = Traces::list();
@@ -98,10 +94,8 @@ fn three_and_two_upgrade() -> Result<()> {
 /// Releases that are no good: each ends with the old version serving, nothing half done and the reason told; and the good release
 /// after them goes through.
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn bad_releases_undo_themselves() -> Result<()> {
-    if !full() {
-        return Ok(());
-    }
     let chain = upgrades()?.remove(0);
     let (first, good) = (&chain[0], &chain[1]);
     let before = Traces::list();
@@ -155,10 +149,8 @@ fn bad_releases_undo_themselves() -> Result<()> {
 
 /// The operator is killed 20 times while it upgrades, hop by hop of the chain where one is too short; each upgrade completes.
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn operator_is_killed() -> Result<()> {
-    if !full() {
-        return Ok(());
-    }
     let chain = upgrades()?.remove(0);
     let (first, last) = ends(&chain)?;
     let before = Traces::list();

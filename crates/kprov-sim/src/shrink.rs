@@ -1,4 +1,4 @@
-//! Makes a failing script short: only what is needed to fail in the same way is left.
+//! Makes a failing script short: only what is needed to fail in the same way is left. No single fault can be left out of the result.
 
 use std::fmt::Write;
 
@@ -26,10 +26,15 @@ pub fn shrink(script: &Script, plant: Plant) -> Option<Shrunk> {
         violation,
         plant,
     };
-    shrunk.drop_faults();
-    shrunk.simplify();
-    shrunk.drop_faults();
-    Some(shrunk)
+    // Each shortening may make room for another; it ends, as each makes the script smaller.
+    loop {
+        let before = shrunk.script.clone();
+        shrunk.drop_faults();
+        shrunk.simplify();
+        if shrunk.script == before {
+            return Some(shrunk);
+        }
+    }
 }
 
 impl Shrunk {

@@ -48,15 +48,24 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
     let variables = variables(&programs, full)?;
 
     nextest_present()?;
-    let mut nextest = cargo();
-    lint(
-        &target,
-        nextest.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]),
-    );
-    nextest
-        .envs(variables)
-        .env("KPROV_TEST_FULL", if full { "1" } else { "0" });
-    run(&mut nextest)
+    let tests = |args: &[&str]| {
+        let mut nextest = cargo();
+        lint(
+            &target,
+            nextest.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]),
+        );
+        nextest
+            .args(args)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .env("KPROV_TEST_FULL", if full { "1" } else { "0" });
+        run(&mut nextest)
+    };
+    let outcome = tests(&[]);
+    if full {
+        // What takes long; of the other packages such tests are measurements.
+        tests(&["--run-ignored", "only", "-E", "package(kprov-e2e)"])?;
+    }
+    outcome
 }
 
 /// One build serves lints and tests: clippy-driver compiles the workspace's own crates as rustc would, and dependencies are built

@@ -441,10 +441,14 @@ async fn fails_and_reverts(scenario: &Scenario, cluster: &KubeCluster) -> Result
     };
     let fail = Action::Fail { failure };
     scenario.ready(&pod, true).await?;
-    scenario.process_says(&pod, &machine, &scenario.next.version.tag()).await?;
+    scenario
+        .process_says(&pod, &machine, &scenario.next.version.tag())
+        .await?;
     ensure!(cluster.act(&fail).await? == Outcome::Stale, "it is ready after all");
     // The kubelet's word alone does not make it the release that is asked for.
-    scenario.process_says(&pod, &machine, &scenario.current.version.tag()).await?;
+    scenario
+        .process_says(&pod, &machine, &scenario.current.version.tag())
+        .await?;
     ensure!(cluster.act(&fail).await? == Outcome::Done);
     scenario.ready(&pod, false).await?;
     ensure!(cluster.act(&fail).await? == Outcome::Done);
