@@ -124,7 +124,11 @@ fn cluster_files_that_are_not_right() -> Result<()> {
         1,
         &["/nonexistent.yaml"],
     )?;
-    refused(&cluster.kprov(&["up"]).output()?, 1, &["no cluster named", "--name"])?;
+    refused(
+        &cluster.kprov(&["up"]).output()?,
+        1,
+        &["no release payload named", "--release DIR"],
+    )?;
     refused(&cluster.kprov(&["status"]).output()?, 1, &["no cluster is known here"])?;
     refused(
         &cluster.kprov(&["down", "--name", "nobody", "--yes"]).output()?,

@@ -266,7 +266,7 @@ pub(crate) struct ClusterArgs {
     /// Cluster file (YAML); `-` for stdin. Flags override what it says.
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<Utf8PathBuf>,
-    /// The cluster's name.
+    /// The cluster's name; without it the file's, without a file `kprov`.
     #[arg(long, value_name = "NAME")]
     pub name: Option<ClusterName>,
     /// Where the machines are: `local`, `aws`, `azure` or `baremetal`.

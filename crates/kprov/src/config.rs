@@ -4,10 +4,14 @@ use std::io::Read as _;
 
 use anyhow::Result;
 use camino::{Utf8Path, Utf8PathBuf};
+use kprov_types::ClusterName;
 use kprov_types::cluster::{ClusterFile, ClusterSpec};
 
 use crate::cli::ClusterArgs;
 use crate::failure::{OrHint as _, UserError};
+
+/// The cluster that is meant where neither a name nor a file is given.
+const DEFAULT_NAME: &str = "kprov";
 
 /// What is asked for: the cluster, and where its release is.
 #[derive(Debug, Clone)]
@@ -24,7 +28,7 @@ pub(crate) struct Wanted {
 /// this name kept, and serves as the base where no file is given.
 pub(crate) fn load(
     args: &ClusterArgs,
-    known: impl FnOnce(&kprov_types::ClusterName) -> Option<(ClusterFile, Option<Utf8PathBuf>)>,
+    known: impl FnOnce(&ClusterName) -> Option<(ClusterFile, Option<Utf8PathBuf>)>,
 ) -> Result<Wanted> {
     let ClusterArgs {
         file: path,
@@ -47,11 +51,9 @@ pub(crate) fn load(
             let release = file.spec.kubernetes.release.as_ref().map(|r| base.join(r));
             (file, release)
         }
-        (None, Some(name)) => known(name).unwrap_or_else(|| (ClusterFile::named(name.clone()), None)),
-        (None, None) => {
-            return Err(UserError::new("no cluster named")
-                .hint("name one with `--name NAME`, or give a cluster file with `-f FILE`")
-                .into());
+        (None, name) => {
+            let name = name.clone().map_or_else(|| ClusterName::new(DEFAULT_NAME), Ok)?;
+            known(&name).unwrap_or_else(|| (ClusterFile::named(name), None))
         }
     };
     if let Some(name) = name {

@@ -48,12 +48,11 @@ pub(crate) fn is_kubectl_plugin() -> bool {
 }
 
 fn trace(verbose: u8) {
+    // A target stands for all that begin so. What libraries warn of, our own errors say in the user's words.
     let default = match verbose {
-        0 => "warn,kube_client=off",
-        1 => "warn,kube_client=off,kprov=info,kprov_provider_local=info,kprov_provision=info,kprov_bootstrap=info",
-        _ => {
-            "info,kube_client=warn,kprov=debug,kprov_provider_local=debug,kprov_provision=debug,kprov_bootstrap=debug,kprov_front=debug"
-        }
+        0 => "error,kube_client=off,kprov=warn",
+        1 => "warn,kube_client=off,kprov=info",
+        _ => "info,kube_client=warn,kprov=debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt()
