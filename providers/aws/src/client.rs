@@ -21,6 +21,7 @@ use crate::translate::{self, CLUSTER, NAME, PART};
 
 pub(crate) mod balancer;
 mod compute;
+mod tagged;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -549,34 +550,6 @@ impl Client {
         let tag = ec2::Tag::builder().key(key).value(value).build();
         let call = self.ec2.create_tags().set_resources(Some(resources.to_vec()));
         call.tags(tag).send().await.map(drop).map_err(what)
-    }
-
-    /// Everything of EC2 that carries the cluster's tag: what kind, and which. Of all clusters where none is named.
-    pub(crate) async fn tagged(&self, cluster: Option<&ClusterName>) -> Called<Vec<(String, String, String)>> {
-        let call = self
-            .ec2
-            .describe_tags()
-            .filters(filter("key", CLUSTER))
-            .max_results(PAGE);
-        let call = match cluster {
-            Some(cluster) => call.filters(filter("value", cluster.as_str())),
-            None => call,
-        };
-        let tags: Vec<ec2::TagDescription> = call
-            .into_paginator()
-            .items()
-            .send()
-            .collect::<Result<_, _>>()
-            .await
-            .map_err(failed("DescribeTags", "list what carries the tag"))?;
-        let text = |t: Option<&str>| t.unwrap_or_default().to_owned();
-        Ok(tags
-            .iter()
-            .map(|t| {
-                let kind = t.resource_type().map(|k| k.as_str().to_owned()).unwrap_or_default();
-                (kind, text(t.resource_id()), text(t.value()))
-            })
-            .collect())
     }
 
     /// Network interfaces in a VPC that AWS did not make for something of ours: their ids and what they say of themselves.

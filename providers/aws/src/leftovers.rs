@@ -31,7 +31,7 @@ pub(crate) async fn list(shared: &Shared, cluster: &ClusterName) -> Result<Vec<L
         network::look(shared, cluster),
         async { client.instances(cluster).await.map_err(while_reading) },
         async { client.volumes(cluster).await.map_err(while_reading) },
-        async { client.tagged(Some(cluster)).await.map_err(while_reading) },
+        async { client.tagged(cluster).await.map_err(while_reading) },
     )?;
     let mut left: BTreeMap<(String, String), Option<String>> = BTreeMap::new();
     let mut add = |kind: &str, id: &str, why: Option<String>| {
@@ -76,13 +76,13 @@ pub(crate) async fn list(shared: &Shared, cluster: &ClusterName) -> Result<Vec<L
     if let Some(group) = net.target_group.as_ref().filter(|t| t.ours) {
         add("target group", &group.arn, None);
     }
-    for (kind, id, _) in &tagged {
+    for (kind, id) in &tagged {
         if !LISTED.iter().any(|begin| id.starts_with(begin)) {
             add(kind, id, None);
         }
     }
     // Root disks go with their instances. One that stayed has the tag, and names no machine.
-    let roots = tagged.iter().map(|(_, id, _)| id).filter(|id| id.starts_with("vol-"));
+    let roots = tagged.iter().map(|(_, id)| id).filter(|id| id.starts_with("vol-"));
     let ended = instances.iter().all(|i| i.state == InstanceState::Terminated);
     for id in roots.filter(|id| ended && !volumes.iter().any(|v| v.id == **id)) {
         if client.volume_exists(id).await.map_err(while_reading)? {

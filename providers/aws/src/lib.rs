@@ -143,15 +143,11 @@ impl Provider for AwsProvider {
     }
 
     async fn clusters(&self) -> Result<Vec<ClusterName>, ProviderError> {
-        let tagged = self.shared.client.tagged(None).await.map_err(while_reading)?;
-        // Instances and NAT gateways keep their tags for an hour after they ended, addresses for a while. Their cluster has more.
-        let lasting = |id: &str| ["i-", "nat-", "eipalloc-"].iter().any(|begin| id.starts_with(begin));
-        let names: BTreeSet<ClusterName> = tagged
+        let names = self.shared.client.clusters().await.map_err(while_reading)?;
+        Ok(names
             .into_iter()
-            .filter(|(_, id, _)| !lasting(id))
-            .filter_map(|(.., cluster)| ClusterName::new(cluster).ok())
-            .collect();
-        Ok(names.into_iter().collect())
+            .filter_map(|cluster| ClusterName::new(cluster).ok())
+            .collect())
     }
 
     async fn observe(&self, cluster: &ClusterName) -> Result<Observed, ProviderError> {
