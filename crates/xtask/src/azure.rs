@@ -24,18 +24,12 @@ const SPECTOR: &[&str] = &[
 const SPECTOR_NODE: u32 = 20;
 
 /// The variables that tests of Azure's emulator expect.
-pub(crate) fn variables(full: bool) -> Result<Vec<(&'static str, String)>> {
-    // Not seen to stay up everywhere yet.
-    let spector = if full {
-        packages("spector", SPECTOR, SPECTOR_NODE)?
-    } else {
-        "none".to_owned()
-    };
+pub(crate) fn variables() -> Result<Vec<(&'static str, String)>> {
     let python = python::venv("azure", PYTHON)?.join("bin/python");
     Ok(vec![
         ("KPROV_TEST_AZURE_PYTHON", python.into_string()),
         ("KPROV_TEST_AZURE_MODELS", packages("azure", NODE, 0)?),
-        ("KPROV_TEST_AZURE_SPECTOR", spector),
+        ("KPROV_TEST_AZURE_SPECTOR", packages("spector", SPECTOR, SPECTOR_NODE)?),
     ])
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
     deps::run()?;
 
     let programs = build(&target)?;
-    let variables = variables(&programs, full)?;
+    let variables = variables(&programs)?;
 
     nextest_present()?;
     let tests = |args: &[&str]| {
@@ -80,7 +80,8 @@ fn build(target: &Utf8Path) -> Result<Programs> {
     Programs::built(target, false)
 }
 
-fn lint(target: &Utf8Path, command: &mut Command) {
+/// Has a command of cargo build like this: into `target`, with lints.
+pub(crate) fn lint(target: &Utf8Path, command: &mut Command) {
     command
         .env("CARGO_TARGET_DIR", target)
         .env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver")
@@ -90,14 +91,14 @@ fn lint(target: &Utf8Path, command: &mut Command) {
 /// Makes what end-to-end tests need, and prints the variables that name it, for a shell.
 pub(crate) fn print_variables() -> Result<()> {
     payload::host_packages()?;
-    for (name, value) in variables(&build(&cache::target()?)?, true)? {
+    for (name, value) in variables(&build(&cache::target()?)?)? {
         println!("export {name}='{value}'");
     }
     Ok(())
 }
 
 /// Makes the payloads under test, and names them as the tests expect.
-fn variables(programs: &Programs, full: bool) -> Result<Vec<(&'static str, String)>> {
+fn variables(programs: &Programs) -> Result<Vec<(&'static str, String)>> {
     let start = Instant::now();
     let payload = payload::debian_with(programs)?;
     let releases = payload::test_releases(programs)?;
@@ -120,7 +121,7 @@ fn variables(programs: &Programs, full: bool) -> Result<Vec<(&'static str, Strin
         ("KPROV_TEST_MOTO", moto.into_string()),
         ("KPROV_TEST_BROKEN", upgrades::list_of_broken(&broken)),
     ];
-    variables.extend(azure::variables(full)?);
+    variables.extend(azure::variables()?);
     Ok(variables)
 }
 
