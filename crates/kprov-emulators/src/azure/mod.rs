@@ -62,7 +62,9 @@ pub struct Options {
     pub subscription: String,
     /// The tenant's id.
     pub tenant: String,
-    /// The only application that gets tokens.
+    /// Other tenants, whose tokens the subscription doesn't take.
+    pub other_tenants: Vec<String>,
+    /// The only application that gets tokens, in any tenant.
     pub client_id: String,
     /// Its secret.
     pub client_secret: String,
@@ -98,6 +100,7 @@ impl Default for Options {
         Self {
             subscription: "11111111-2222-4333-8444-555555555555".to_owned(),
             tenant: "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee".to_owned(),
+            other_tenants: Vec::new(),
             client_id: "99999999-8888-4777-8666-555555555555".to_owned(),
             client_secret: "emulated-secret".to_owned(),
             settle: Duration::from_millis(30),
@@ -134,7 +137,7 @@ impl Arm {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let record = Record::default();
-        let tokens = Tokens::new(&options.tenant, &options.client_id, &options.client_secret);
+        let tokens = Tokens::new(&options);
         let store = Store::new(options, endpoint.clone());
         let shared = Arc::new(Shared::new(store, tokens, record.clone()));
         let task = tokio::spawn(server::serve(listener, Arc::clone(&shared)));
@@ -178,13 +181,19 @@ impl Arm {
     }
 
     /// Variables by which credentials of managed identities find this server: `IDENTITY_ENDPOINT` and `IDENTITY_HEADER`, as App
-    /// Service sets them. (Credentials by secret want `https` for `AZURE_AUTHORITY_HOST`; `/<tenant>/oauth2/v2.0/token` is here
-    /// for clients that don't.)
+    /// Service sets them. (Credentials by secret or workload identity want `https` for `AZURE_AUTHORITY_HOST`: something that ends
+    /// TLS before `/<tenant>/oauth2/v2.0/token` here.)
     pub fn identity_variables(&self) -> [(&'static str, String); 2] {
         [
             ("IDENTITY_ENDPOINT", format!("{}/msi/token", self.endpoint)),
             ("IDENTITY_HEADER", self.shared.tokens().identity_header().to_owned()),
         ]
+    }
+
+    /// The token of a service account, as workload identity finds it in a file: that of the one which is trusted, or of another
+    /// subject; good for so many seconds, which may be less than none.
+    pub fn assertion(&self, subject: Option<&str>, life: i64) -> String {
+        token::assertion(subject, life)
     }
 
     /// Lets something go wrong. Faults are tried in the order they were added; of those that match one call, all count it.

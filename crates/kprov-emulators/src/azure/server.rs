@@ -178,6 +178,17 @@ impl Shared {
         hit.map_or(Ok(()), |_| Err(forbidden(action, scope)))
     }
 
+    /// How many requests the bucket has, where there is a limit.
+    fn left(&self) -> Option<usize> {
+        locked(&self.store).options.rate?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "whole requests, never less than none"
+        )]
+        Some(locked(&self.bucket).left.max(0.0) as usize)
+    }
+
     /// Takes one request from the bucket, or says how many seconds to wait.
     fn throttled(&self) -> Option<u32> {
         let rate = locked(&self.store).options.rate?;
@@ -474,10 +485,10 @@ fn finished(shared: &Shared, call: &Call, name: &str, reply: Reply) -> Response<
         Method::DELETE => "deletes",
         _ => "writes",
     };
-    let left = if reply.status == 429 {
-        0
-    } else {
-        11_999_usize.saturating_sub(number % 11_999)
+    let left = match shared.left() {
+        _ if reply.status == 429 => 0,
+        Some(left) => left,
+        None => 11_999_usize.saturating_sub(number % 11_999),
     };
     set(
         response.headers_mut(),

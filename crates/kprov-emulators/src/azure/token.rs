@@ -8,11 +8,16 @@ use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
+use super::Options;
 use super::refusal::Refusal;
 use super::server::Reply;
 
 /// How long tokens live, in seconds.
 const LIFE: i64 = 3_600;
+/// Who issues the service account tokens that are trusted (workload identity), to whom, and for which audience.
+const ISSUER: &str = "https://oidc.emulator.invalid/";
+const SUBJECT: &str = "system:serviceaccount:kprov:kprov";
+const AUDIENCE: &str = "api://AzureADTokenExchange";
 
 #[derive(Clone, Debug)]
 struct Claims {
@@ -24,6 +29,8 @@ struct Claims {
 #[derive(Debug)]
 pub(super) struct Tokens {
     tenant: String,
+    /// Tenants that are there, and have nothing to do with the subscription.
+    others: Vec<String>,
     client: String,
     secret: String,
     identity_header: String,
@@ -31,12 +38,13 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    pub(super) fn new(tenant: &str, client: &str, secret: &str) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
         Self {
-            tenant: tenant.to_owned(),
-            client: client.to_owned(),
-            secret: secret.to_owned(),
-            identity_header: format!("{secret}-header"),
+            tenant: options.tenant.clone(),
+            others: options.other_tenants.clone(),
+            client: options.client_id.clone(),
+            secret: options.client_secret.clone(),
+            identity_header: format!("{}-header", options.client_secret),
             given: BTreeMap::new(),
         }
     }
@@ -118,7 +126,7 @@ impl Tokens {
                 "The endpoint only accepts POST requests.".to_owned(),
             );
         }
-        if tenant != self.tenant {
+        if tenant != self.tenant && !self.others.iter().any(|t| t == tenant) {
             return refuse(
                 400,
                 "invalid_request",
@@ -147,10 +155,12 @@ impl Tokens {
                 ),
             );
         }
-        let by_secret = field("client_secret") == self.secret;
-        let by_assertion = !field("client_assertion").is_empty()
-            && field("client_assertion_type") == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
-        if !by_secret && !by_assertion {
+        let by_assertion = field("client_assertion_type") == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+        if by_assertion {
+            if let Err((status, error, number, text)) = trusted(field("client_assertion")) {
+                return refuse(status, error, number, text);
+            }
+        } else if field("client_secret") != self.secret {
             return refuse(
                 401,
                 "invalid_client",
@@ -166,7 +176,7 @@ impl Tokens {
                 "The provided value for the input parameter 'scope' is not valid.".to_owned(),
             );
         }
-        let token = self.own();
+        let token = self.issue(tenant, LIFE);
         Reply::with(
             200,
             &json!({"token_type": "Bearer", "expires_in": LIFE, "ext_expires_in": LIFE, "access_token": token}),
@@ -191,6 +201,69 @@ impl Tokens {
             }),
         )
     }
+}
+
+/// A service account's token, as a workload identity's pod finds it in a file.
+pub(super) fn assertion(subject: Option<&str>, life: i64) -> String {
+    let now = Timestamp::now().as_second();
+    let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = encode(json!({"alg": "RS256", "kid": "emulator"}));
+    let payload = encode(json!({
+        "iss": ISSUER, "sub": subject.unwrap_or(SUBJECT), "aud": [AUDIENCE],
+        "iat": now + life - LIFE, "nbf": now + life - LIFE, "exp": now + life,
+    }));
+    format!("{header}.{payload}.{}", URL_SAFE_NO_PAD.encode("emulated signature"))
+}
+
+/// Whether a service account's token is trusted; else status, error, number and text of the refusal, in Entra's words.
+fn trusted(assertion: &str) -> Result<(), (u16, &'static str, u32, String)> {
+    let payload = assertion
+        .split('.')
+        .nth(1)
+        .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let claims = payload.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    let Some(claims) = claims else {
+        let text = "JWT token is invalid or malformed.".to_owned();
+        return Err((400, "invalid_request", 50_027, text));
+    };
+    let text = |name: &str| claims[name].as_str().unwrap_or_default().to_owned();
+    let unknown = |number, what: &str, value: &str| {
+        Err((
+            400,
+            "invalid_request",
+            number,
+            format!(
+                "No matching federated identity record found for presented assertion {what} '{value}'. Check your federated identity \
+                 credential Subject, Audience and Issuer against the presented assertion. \
+                 https://learn.microsoft.com/entra/workload-id/workload-identity-federation"
+            ),
+        ))
+    };
+    if text("iss") != ISSUER {
+        return unknown(700_211, "issuer", &text("iss"));
+    }
+    if claims["aud"] != json!([AUDIENCE]) {
+        return unknown(700_212, "audience", &claims["aud"].to_string());
+    }
+    if text("sub") != SUBJECT {
+        return unknown(700_213, "subject", &text("sub"));
+    }
+    let now = Timestamp::now();
+    let time = |name: &str| claims[name].as_i64().unwrap_or_default();
+    if !(time("nbf")..time("exp")).contains(&now.as_second()) {
+        return Err((
+            401,
+            "invalid_client",
+            700_024,
+            format!(
+                "Client assertion is not within its valid time range. Current time: {now}, assertion valid from {}, expiry time of \
+                 assertion {}.",
+                time("nbf"),
+                time("exp")
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// A token of another tenant.
