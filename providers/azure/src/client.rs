@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use azure_core::auth::Secret;
 use azure_core::headers::AUTHORIZATION;
 use azure_core::{ClientOptions, Context, Pipeline, Request, RetryOptions, TransportOptions, Url};
 use kprov_provider::ProviderError;
@@ -15,7 +16,8 @@ use tokio::time::Instant;
 
 use crate::config::AzureConfig;
 use crate::credentials::Tokens;
-use crate::error::{Cause, Doing, Failure};
+use crate::error::{ArmError, Cause, Doing, Failure};
+use crate::gate;
 use crate::kind::Kind;
 use crate::poller::{Method, Poll, Poller};
 use crate::reply::Reply;
@@ -26,6 +28,8 @@ use crate::transport::{self, Transport};
 const RESOURCES_API: &str = "2021-04-01";
 /// The api-version of sizes.
 const SIZES_API: &str = "2021-07-01";
+/// How long a request goes on being tried while Azure says that there are too many; then whoever asked is told.
+const PATIENCE: Duration = Duration::from_mins(2);
 /// The longest listing that is believed, in pages.
 const PAGES: usize = 1000;
 
@@ -90,6 +94,7 @@ impl Client {
         url
     }
 
+    /// Sends once, or a second time where the token isn't good any more.
     async fn send(
         &self,
         method: azure_core::Method,
@@ -105,9 +110,7 @@ impl Client {
             );
             return Err(Failure::Unreadable(elsewhere.into()));
         }
-        let token = self.tokens.token().await.map_err(Failure::NoCredential)?;
         let mut request = Request::new(url, method);
-        request.insert_header(AUTHORIZATION, format!("Bearer {}", token.secret()));
         request.insert_header("accept", "application/json");
         match condition {
             Condition::Absent => request.insert_header("if-none-match", "*"),
@@ -122,12 +125,39 @@ impl Client {
             None if method == azure_core::Method::Post => request.insert_header("content-length", "0"),
             None => {}
         }
-        let sent = self.pipeline.send(&Context::default(), &mut request).await;
-        transport::reply(sent).await
+        let token = self.tokens.token().await.map_err(Failure::NoCredential)?;
+        let reply = self.exchange(&mut request, &token).await?;
+        if !(is_outdated(&reply) && self.tokens.refused(&token).await) {
+            return Ok(reply);
+        }
+        let token = self.tokens.token().await.map_err(Failure::NoCredential)?;
+        self.exchange(&mut request, &token).await
+    }
+
+    async fn exchange(&self, request: &mut Request, token: &Secret) -> Result<Reply, Failure> {
+        request.insert_header(AUTHORIZATION, format!("Bearer {}", token.secret()));
+        transport::reply(self.pipeline.send(&Context::default(), request).await).await
+    }
+
+    /// Sends until it isn't one request too many: the transport holds all of them back as long as Azure asks to.
+    async fn ask(
+        &self,
+        method: azure_core::Method,
+        url: Url,
+        condition: &Condition,
+        body: Option<&Value>,
+    ) -> Result<Reply, Failure> {
+        let first = Instant::now();
+        loop {
+            let reply = self.send(method, url.clone(), condition, body).await?;
+            if !gate::is_worth_waiting(&reply, first, PATIENCE) {
+                return Ok(reply);
+            }
+        }
     }
 
     async fn get(&self, url: Url) -> Result<Value, Failure> {
-        let reply = self.send(azure_core::Method::Get, url, &Condition::Any, None).await?;
+        let reply = self.ask(azure_core::Method::Get, url, &Condition::Any, None).await?;
         if reply.is_success() {
             Ok(reply.body)
         } else {
@@ -148,8 +178,8 @@ impl Client {
             Method::Post => azure_core::Method::Post,
             Method::Delete => azure_core::Method::Delete,
         };
+        let first = self.ask(verb, url.clone(), condition, body).await?;
         let started = Instant::now();
-        let first = self.send(verb, url.clone(), condition, body).await?;
         match first.status {
             200..=299 => {}
             404 if method == Method::Delete => return Ok(Value::Null),
@@ -300,7 +330,7 @@ impl Client {
         let doing = Doing::new("tag", "resource group", group);
         let body = json!({"tags": tags});
         let reply = self
-            .send(azure_core::Method::Patch, url, &Condition::Any, Some(&body))
+            .ask(azure_core::Method::Patch, url, &Condition::Any, Some(&body))
             .await;
         match reply {
             Ok(reply) if reply.is_success() => Ok(()),
@@ -372,6 +402,12 @@ impl Client {
             Err(error) => Err(doing.failed(Failure::Lost(error.without_url().into()))),
         }
     }
+}
+
+/// A 401 that another token may help against: this one has expired, or was withdrawn.
+fn is_outdated(reply: &Reply) -> bool {
+    let code = ["ExpiredAuthenticationToken", "InvalidAuthenticationToken"];
+    reply.status == 401 && ArmError::of(&reply.body).is_some_and(|e| code.contains(&e.code.as_str()))
 }
 
 /// A 404 that is the subscription's, not the thing's.

@@ -94,6 +94,19 @@ impl Tokens {
         Ok(secret)
     }
 
+    /// Azure doesn't take this token any more: says whether another one can be had, which the next [`Tokens::token`] gives.
+    pub(crate) async fn refused(&self, token: &Secret) -> bool {
+        if self.given.is_some() {
+            return false;
+        }
+        let mut kept = self.kept.lock().await;
+        // Identities keep their tokens too. Of many requests that are refused at once only the first does this.
+        if kept.token.as_ref().is_some_and(|t| t.token.secret() == token.secret()) {
+            *kept = Kept::default();
+        }
+        true
+    }
+
     async fn ask(&self, identity: &Identity) -> Result<AccessToken, Cause> {
         let token = identity.get_token(&[&self.scope], None).await;
         let token = token.map_err(|e| NoToken(first_lines(&e.to_string())))?;

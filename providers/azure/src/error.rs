@@ -9,12 +9,10 @@ use std::time::Duration;
 use kprov_provider::ProviderError;
 use serde_json::Value;
 
-use crate::reply::Reply;
+use crate::reply::{Reply, THROTTLED};
 
 /// How long to wait for what is being worked on by somebody else.
 const BUSY: Duration = Duration::from_secs(5);
-/// How long to wait when throttled without being told.
-const THROTTLED: Duration = Duration::from_secs(15);
 /// How long a network interface stays reserved for a machine whose creation failed (Azure's `NicReservedForAnotherVm`).
 const RESERVED: Duration = Duration::from_mins(3);
 
@@ -427,6 +425,18 @@ fn no_credential(cause: Cause) -> ProviderError {
     } else if text.contains("AADSTS700016") {
         ProviderError::never("the Azure tenant has no such application")
             .hint("check `AZURE_CLIENT_ID` and `AZURE_TENANT_ID`")
+    } else if text.contains("AADSTS700024") {
+        ProviderError::never("the workload identity's service account token has expired").hint(
+            "whatever writes `AZURE_FEDERATED_TOKEN_FILE` has stopped renewing it, or this machine's clock is wrong",
+        )
+    } else if text.contains("AADSTS70021") {
+        ProviderError::never("the Azure application does not trust this workload identity's service account").hint(
+            "give it a federated credential of this issuer and subject: `az identity federated-credential create`, or `az ad app \
+             federated-credential create`",
+        )
+    } else if text.contains("AADSTS50027") {
+        ProviderError::never("the workload identity's file holds no service account token")
+            .hint("check `AZURE_FEDERATED_TOKEN_FILE`")
     } else {
         ProviderError::never("there are no Azure credentials that work").hint(
             "log in with `az login`, or set `AZURE_TENANT_ID`, `AZURE_CLIENT_ID` and `AZURE_CLIENT_SECRET`; workload and managed \

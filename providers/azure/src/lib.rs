@@ -13,6 +13,7 @@ mod config;
 mod credentials;
 mod error;
 mod estimate;
+mod gate;
 mod image;
 mod kind;
 mod machines;

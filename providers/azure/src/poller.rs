@@ -95,7 +95,7 @@ impl Poller {
         (poller, poll)
     }
 
-    /// Takes the reply to what [`Poll::Again`] asked for; `None` where there was none. `elapsed` counts from the first request.
+    /// Takes the reply to what [`Poll::Again`] asked for; `None` where there was none. `elapsed` counts from the first reply.
     pub(crate) fn next(&mut self, reply: Option<Reply>, elapsed: Duration) -> Poll {
         let poll = self.judge(reply);
         match poll {

@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822;
 use serde_json::Value;
 
+/// How long to wait when throttled without being told.
+pub(crate) const THROTTLED: Duration = Duration::from_secs(15);
+
 /// Status, headers (by lower-case name) and body.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reply {
@@ -37,6 +40,23 @@ impl Reply {
             Ok(seconds) => Some(Duration::from_secs(seconds)),
             Err(_) => after_date(text, Timestamp::now()),
         }
+    }
+
+    /// How long to wait where this was one request too many.
+    pub(crate) fn throttled(&self) -> Option<Duration> {
+        (self.status == 429).then(|| self.retry_after().unwrap_or(THROTTLED))
+    }
+
+    /// How many requests are left of the limit that is nearest to its end (`x-ms-ratelimit-remaining-subscription-reads: 11987`,
+    /// `x-ms-ratelimit-remaining-resource: Microsoft.Compute/PutVM3Min;12,...`).
+    pub(crate) fn calls_left(&self) -> Option<usize> {
+        let limits = self.headers.range("x-ms-ratelimit-remaining-".to_owned()..);
+        let limits = limits.take_while(|(name, _)| name.starts_with("x-ms-ratelimit-remaining-"));
+        let counts = limits.flat_map(|(_, value)| value.split(','));
+        counts
+            .filter_map(|limit| limit.rsplit(';').next()?.trim().parse::<i64>().ok())
+            .map(|left| usize::try_from(left).unwrap_or(0))
+            .min()
     }
 
     /// The limit that is used up, from `x-ms-ratelimit-remaining-resource` (`Microsoft.Compute/PutVM3Min;0,...`).
@@ -91,5 +111,23 @@ mod tests {
         );
         assert_eq!(reply.exhausted_limit(), Some("Microsoft.Compute/PutVM30Min"));
         assert_eq!(with("x-ms-ratelimit-remaining-resource", "a;1").exhausted_limit(), None);
+        assert_eq!(reply.calls_left(), Some(0));
+        let mut reply = with("x-ms-ratelimit-remaining-subscription-reads", "11987");
+        assert_eq!(reply.calls_left(), Some(11_987));
+        reply
+            .headers
+            .insert("x-ms-ratelimit-remaining-resource".into(), "a/b;7, a/c;-1".into());
+        assert_eq!(reply.calls_left(), Some(0));
+        assert_eq!(with("x-ms-request-id", "3").calls_left(), None);
+    }
+
+    #[test]
+    fn tells_throttled_from_other_refusals() {
+        let mut reply = with("retry-after", "3");
+        assert_eq!(reply.throttled(), None);
+        reply.status = 429;
+        assert_eq!(reply.throttled(), Some(Duration::from_secs(3)));
+        reply.headers.clear();
+        assert_eq!(reply.throttled(), Some(THROTTLED));
     }
 }

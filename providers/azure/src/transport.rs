@@ -1,4 +1,4 @@
-//! How requests get to Azure: connections that are kept, a bound on how many go at once, and replies with all that they say.
+//! How requests get to Azure: connections that are kept, no faster than the [`Gate`] lets them, and replies with all that they say.
 //!
 //! `azure_core` 0.21's own transport opens a connection for each request, and its errors keep neither `Retry-After` nor the
 //! details of the error document. Here an unsuccessful reply is carried as it is, inside of the error.
@@ -13,14 +13,12 @@ use azure_core::error::ErrorKind;
 use azure_core::headers::{HeaderName, HeaderValue, Headers};
 use azure_core::{Body, HttpClient, Request, Response, StatusCode};
 use serde_json::Value;
-use tokio::sync::Semaphore;
 
 use crate::credentials::NoToken;
 use crate::error::Failure;
+use crate::gate::Gate;
 use crate::reply::Reply;
 
-/// Requests under way at once.
-const AT_ONCE: usize = 16;
 /// How long a reply may take; ARM answers at once, and works later.
 const REPLY_LIMIT: Duration = Duration::from_mins(1);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -29,7 +27,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
     client: reqwest::Client,
-    permits: Arc<Semaphore>,
+    gate: Arc<Gate>,
 }
 
 /// An answer that is an error, inside of the SDK's.
@@ -58,7 +56,7 @@ impl Transport {
             .build()?;
         Ok(Self {
             client,
-            permits: Arc::new(Semaphore::new(AT_ONCE)),
+            gate: Arc::new(Gate::new()),
         })
     }
 
@@ -87,7 +85,8 @@ impl Transport {
             let sent = !(source.is_connect() || source.is_builder());
             azure_core::Error::new(ErrorKind::Io, NoAnswer { sent, source })
         };
-        let _permit = self.permits.acquire().await;
+        let pass = self.gate.enter().await;
+        let pass = pass.map_err(|e| azure_core::Error::new(ErrorKind::Other, e))?;
         let response = builder.send().await.map_err(lost)?;
         let status = response.status().as_u16();
         let headers = response.headers().iter();
@@ -97,7 +96,9 @@ impl Transport {
         let bytes = response.bytes().await.map_err(lost)?;
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         tracing::debug!(status, method = request.method().as_ref(), url = %request.url(), "azure");
-        Ok(Reply { status, headers, body })
+        let reply = Reply { status, headers, body };
+        pass.answered(&reply);
+        Ok(reply)
     }
 }
 

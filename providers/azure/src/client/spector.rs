@@ -26,7 +26,7 @@ struct Spector {
 
 impl Spector {
     async fn start(packages: &Path) -> Self {
-        // It asks git for the commit that it is of.
+        // It asks git, in the directory of its specifications, for the commit that they are of: an empty repository's will do.
         let repository = tempfile::tempdir().unwrap();
         let git = |args: &[&str]| {
             let mut git = std::process::Command::new("git");
@@ -53,6 +53,7 @@ impl Spector {
             .arg(modules.join("@azure-tools/azure-http-specs/specs"))
             .args(["--port", &port.to_string(), "--coverageFile", "coverage.json"])
             .current_dir(repository.path())
+            .env("GIT_DIR", repository.path().join(".git"))
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -127,13 +128,38 @@ async fn operations_are_followed_as_azures_specification_has_them() {
     let gone = client.change(Method::Delete, url, &Condition::Any, None).await.unwrap();
     assert_eq!(gone, Value::Null);
 
-    // A body that isn't the specification's is refused: the server does look.
-    let url = client.url(&order, API, &[]);
-    let refused = client
-        .send(azure_core::Method::Put, url, &Condition::Any, None)
+    // The same, and what came of it is no object.
+    let url = format!("/subscriptions/{SUBSCRIPTION}/providers/Azure.ResourceManager.OperationTemplates/exportArray");
+    let exported = client
+        .change(Method::Post, client.url(&url, API, &[]), &Condition::Any, Some(&body))
         .await
         .unwrap();
-    assert!(!refused.is_success(), "{refused:?}");
+    assert_eq!(exported.as_array().map(Vec::len), Some(2), "{exported}");
+
+    // Where to look takes six kilobytes, twice.
+    let large = format!(
+        "{}/providers/Azure.ResourceManager.LargeHeader/largeHeaders/header1/two6k",
+        client.group_id("test-rg")
+    );
+    let done = client
+        .change(Method::Post, client.url(&large, API, &[]), &Condition::Any, None)
+        .await
+        .unwrap();
+    assert_eq!(done, json!({"succeeded": true}));
+
+    // The server does look at bodies: at this call's, though not at those above.
+    let check = format!(
+        "/subscriptions/{SUBSCRIPTION}/providers/Azure.ResourceManager.OperationTemplates/checkNameAvailability"
+    );
+    for (name, taken) in [("checkName", true), ("another", false)] {
+        let body = json!({"name": name, "type": "Microsoft.Web/site"});
+        let url = client.url(&check, API, &[]);
+        let reply = client
+            .send(azure_core::Method::Post, url, &Condition::Any, Some(&body))
+            .await
+            .unwrap();
+        assert_eq!(reply.is_success(), taken, "{reply:?}");
+    }
 }
 
 #[tokio::test]

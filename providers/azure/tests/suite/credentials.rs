@@ -3,7 +3,13 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use kprov_emulators::azure::{Fault, Options, What};
+
 use crate::cloud::Cloud;
+use crate::login::Login;
+
+/// Another tenant, which has nothing to do with the subscription.
+const ELSEWHERE: &str = "bbbbbbbb-bbbb-4ccc-8ddd-eeeeeeeeeeee";
 
 /// This very test program again, with another environment: variables can't be set safely from inside.
 fn again(test: &str, cloud: &Cloud, variables: &[(&str, String)]) -> std::process::Output {
@@ -14,7 +20,9 @@ fn again(test: &str, cloud: &Cloud, variables: &[(&str, String)]) -> std::proces
         "AZURE_CLIENT_ID",
         "AZURE_TENANT_ID",
         "AZURE_FEDERATED_TOKEN_FILE",
+        "AZURE_AUTHORITY_HOST",
         "IDENTITY_ENDPOINT",
+        "SSL_CERT_FILE",
     ] {
         command.env_remove(name);
     }
@@ -64,6 +72,132 @@ async fn a_managed_identity() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_withdrawn_is_replaced() {
+    let cloud = Cloud::fast().await;
+    cloud.arm.fault(Fault::on("LIST disks", What::ExpiredToken));
+    let variables = cloud.arm.identity_variables();
+    let output = tokio::task::block_in_place(|| again(OBSERVES, &cloud, &variables));
+    assert!(output.status.success(), "{output:?}");
+    let calls = cloud.arm.record.calls();
+    assert_eq!(calls.get("GET token"), Some(&2), "{calls:?}");
+}
+
+/// What a test that fails has said.
+fn said(output: &std::process::Output) -> String {
+    assert!(!output.status.success(), "{output:?}");
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout)
+    )
+}
+
+async fn with_tenants() -> (Cloud, Login, Options) {
+    let options = Options {
+        other_tenants: vec![ELSEWHERE.into()],
+        ..Options::default()
+    };
+    let cloud = Cloud::start(options.clone()).await;
+    let login = Login::start(&cloud).await;
+    (cloud, login, options)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_applications_secret() {
+    let (cloud, login, options) = with_tenants().await;
+    let observe = |tenant: &str, application: &str, secret: &str| {
+        let mut variables = login.variables(tenant, application);
+        variables.push(("AZURE_CLIENT_SECRET", secret.to_owned()));
+        tokio::task::block_in_place(|| again(OBSERVES, &cloud, &variables))
+    };
+    let (tenant, application, secret) = (&options.tenant, &options.client_id, &options.client_secret);
+    let output = observe(tenant, application, secret);
+    assert!(output.status.success(), "{output:?}");
+    let calls = cloud.arm.record.calls();
+    assert_eq!(calls.get("POST token"), Some(&1), "{calls:?}");
+
+    for (output, message, beneath, hint) in [
+        (
+            observe("00000000-0000-4000-8000-000000000000", application, secret),
+            "the Azure tenant is not there",
+            "AADSTS90002: Tenant '00000000-0000-4000-8000-000000000000' not found",
+            "AZURE_TENANT_ID",
+        ),
+        (
+            observe(ELSEWHERE, application, secret),
+            "the Azure credentials are of another tenant than the subscription",
+            "wrong issuer",
+            "set `AZURE_TENANT_ID`",
+        ),
+        (
+            observe(tenant, "00000000-0000-4000-8000-000000000000", secret),
+            "the Azure tenant has no such application",
+            "AADSTS700016",
+            "AZURE_CLIENT_ID",
+        ),
+        (
+            observe(tenant, application, "wrong"),
+            "the Azure client secret is wrong, or has expired",
+            "AADSTS7000215: Invalid client secret provided",
+            "AZURE_CLIENT_SECRET",
+        ),
+    ] {
+        let text = said(&output);
+        for part in [message, beneath, hint] {
+            assert!(text.contains(part), "`{part}` is not in {text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_identity() {
+    let (cloud, login, options) = with_tenants().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    let observe = |tenant: &str, assertion: &str| {
+        std::fs::write(&file, assertion).unwrap();
+        let mut variables = login.variables(tenant, &options.client_id);
+        variables.push(("AZURE_FEDERATED_TOKEN_FILE", file.to_str().unwrap().to_owned()));
+        tokio::task::block_in_place(|| again(OBSERVES, &cloud, &variables))
+    };
+    let output = observe(&options.tenant, &cloud.arm.assertion(None, 600));
+    assert!(output.status.success(), "{output:?}");
+
+    let stranger = cloud.arm.assertion(Some("system:serviceaccount:default:default"), 600);
+    for (output, message, beneath, hint) in [
+        (
+            observe(&options.tenant, &cloud.arm.assertion(None, -600)),
+            "the workload identity's service account token has expired",
+            "AADSTS700024: Client assertion is not within its valid time range",
+            "AZURE_FEDERATED_TOKEN_FILE",
+        ),
+        (
+            observe(&options.tenant, &stranger),
+            "the Azure application does not trust this workload identity's service account",
+            "subject 'system:serviceaccount:default:default'",
+            "federated-credential create",
+        ),
+        (
+            observe(&options.tenant, "nonsense"),
+            "the workload identity's file holds no service account token",
+            "AADSTS50027",
+            "AZURE_FEDERATED_TOKEN_FILE",
+        ),
+        (
+            observe(ELSEWHERE, &cloud.arm.assertion(None, 600)),
+            "the Azure credentials are of another tenant than the subscription",
+            "wrong issuer",
+            "set `AZURE_TENANT_ID`",
+        ),
+    ] {
+        let text = said(&output);
+        for part in [message, beneath, hint] {
+            assert!(text.contains(part), "`{part}` is not in {text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn az_login_is_asked_once() {
     let cloud = Cloud::fast().await;
     let dir = tempfile::tempdir().unwrap();
@@ -84,12 +218,7 @@ async fn az_login_is_asked_once() {
 async fn a_secret_without_its_application_is_refused_before_anything_is_asked() {
     let cloud = Cloud::fast().await;
     let output = tokio::task::block_in_place(|| again(OBSERVES, &cloud, &[("AZURE_CLIENT_SECRET", "s".into())]));
-    assert!(!output.status.success());
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stderr),
-        String::from_utf8_lossy(&output.stdout)
-    );
+    let text = said(&output);
     assert!(text.contains("there are no Azure credentials that work"), "{text}");
     assert!(text.contains("is set without `AZURE_TENANT_ID`"), "{text}");
     assert_eq!(cloud.arm.record.total(), 0);

@@ -7,5 +7,6 @@ mod conformance;
 mod crashes;
 mod credentials;
 mod errors;
+mod login;
 mod operations;
 mod scale;

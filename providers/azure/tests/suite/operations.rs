@@ -117,15 +117,32 @@ async fn throttling_is_obeyed() {
         .unwrap();
     let error = {
         cloud.arm.configure(|o| o.rate = None);
-        cloud.arm.fault(Fault::on("GET resourceGroups", What::Throttle(33)));
+        cloud.arm.fault(Fault::on("GET resourceGroups", What::Throttle(90)));
         provider.observe(&cloud.cluster).await.unwrap_err()
     };
     assert_eq!(
         error.advice,
-        Advice::RetryAfter(Duration::from_secs(33)),
+        Advice::RetryAfter(Duration::from_secs(90)),
         "{}",
         shown(&error)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_comes_to_an_end_however_few_requests_go_at_once() {
+    let cloud = Cloud::fast().await;
+    let made = cloud.up(1, 1).await.unwrap();
+    cloud.arm.configure(|o| {
+        o.rate = Some(Rate {
+            burst: 3.0,
+            per_second: 20.0,
+        });
+    });
+    cloud.arm.record.reset();
+    let seen = cloud.provider().observe(&cloud.cluster).await.unwrap();
+    assert_eq!(seen, made);
+    // It takes ten requests, three of which may go at once.
+    assert!(cloud.arm.record.total() > 13, "{:?}", cloud.arm.record.calls());
 }
 
 #[tokio::test(flavor = "multi_thread")]
