@@ -5,7 +5,7 @@ use clap::ValueEnum;
 
 use crate::payload::{self, Programs};
 use crate::run::run as execute;
-use crate::{debian, python};
+use crate::{debian, python, suite};
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,12 +76,17 @@ pub(crate) fn run(what: What) -> Result<()> {
                     .args([programs.dir.join("kprov"), programs.dir.join("kprov-node"), ansible]),
             )
         }
-        What::Azure => execute(
-            crate::run::cargo()
-                .env("CARGO_TARGET_DIR", crate::cache::target()?)
-                .args(["test", "--locked", "--workspace", "--test", "suite", "scale::bench"])
-                .args(["--", "--ignored", "--exact", "--nocapture"]),
-        ),
+        What::Azure => {
+            // As `cargo xtask test` builds it: nothing is compiled twice.
+            let mut bench = crate::run::cargo();
+            suite::lint(
+                &crate::cache::target()?,
+                bench
+                    .args(["test", "--locked", "--workspace", "--test", "suite", "scale::bench"])
+                    .args(["--", "--ignored", "--exact", "--nocapture"]),
+            );
+            execute(&mut bench)
+        }
         What::Up => {
             payload::host_packages()?;
             let programs = Programs::build(true)?;
