@@ -391,6 +391,7 @@ impl Node {
             cri: self.cri.clone(),
             etcd: control_plane.etcd.clone(),
             serve: serve.clone(),
+            missing: Arc::default(),
         };
         tasks.spawn(standby.run());
         let member = control_plane.etcd_member(&self.machine, self.front.clone()).await?;

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub const BLOB_LIMIT: u64 = 2 << 30;
 const UPLOADS: usize = 8;
 /// How long a body may stand still.
 const STILL: Duration = Duration::from_secs(30);
+/// How much of a copy is written before it is synced, in bytes.
+const SYNCED: u64 = 8 << 20;
 /// What the names of unfinished files begin with. No blob's name does.
 const UNFINISHED: &str = ".new-";
 
@@ -176,6 +178,30 @@ impl Store {
         Ok(removed)
     }
 
+    /// Puts what is wanted and lies in a directory that others write into the store's own, so that it stays when they remove
+    /// theirs: as a link where both are on one file system, else as a copy. Returns how many blobs that were.
+    pub async fn keep(&self) -> Result<usize, StoreError> {
+        let wanted = self.0.config.wanted.borrow().clone();
+        let wanted = self.closure(wanted).await;
+        let StoreConfig { dir, places, .. } = &self.0.config;
+        let mut kept = 0;
+        for digest in wanted {
+            let own = dir.join(digest.hex());
+            let found = places
+                .iter()
+                .map(|place| place.join(digest.hex()))
+                .find(|p| p.is_file());
+            let (false, Some(there)) = (own.is_file(), found) else {
+                continue;
+            };
+            let path = own.clone();
+            let put = tokio::task::spawn_blocking(move || keep_file(&there, &own, &digest));
+            let done = put.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+            kept += usize::from(done.map_err(|source| StoreError::Write { path, source })?);
+        }
+        Ok(kept)
+    }
+
     async fn find(&self, path: &str) -> Result<Found, Refusal> {
         match target(path) {
             Target::Api => Ok(document(Bytes::from_static(b"{}"))),
@@ -263,6 +289,38 @@ impl Store {
         };
         kept.await.map_err(|e| not_written(digest, &e))
     }
+}
+
+/// Has `own` hold what `there` holds. False where that is gone, or is not what it is named by.
+fn keep_file(there: &Utf8Path, own: &Utf8Path, digest: &Digest) -> io::Result<bool> {
+    match fs::hard_link(there, own) {
+        Ok(()) => return Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        // On another file system, or on one without links, it has to be copied.
+        Err(_) => {}
+    }
+    let mut from = match fs::File::open(there) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    let dir = own.parent().unwrap_or(Utf8Path::new("."));
+    let mut copy = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir)?;
+    let mut hasher = Hasher::default();
+    let mut piece = Vec::new();
+    // Synced bit by bit, as etcd may wait for the same disk; and all of it before it has its name, so that a power cut leaves no
+    // torn blob.
+    while (&mut from).take(SYNCED).read_to_end(&mut piece)? > 0 {
+        copy.write_all(&piece)?;
+        copy.as_file().sync_data()?;
+        hasher.update(&piece);
+        piece.clear();
+    }
+    if hasher.digest() != *digest {
+        return Ok(false);
+    }
+    copy.as_file().sync_all()?;
+    copy.persist(own).map_err(|error| error.error)?;
+    Ok(true)
 }
 
 /// Serves until `stop` is cancelled; transfers under way then have a few seconds to end.

@@ -20,6 +20,9 @@ use crate::release::OnDisk;
 
 /// How long to wait before listening again, where that failed.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long after the last change images are put by. Kubelet lets an image be for two minutes
+/// (`imageMinimumGCAge` of `KubeletConfiguration`).
+const SETTLED: Duration = Duration::from_secs(20);
 /// How long a blob is kept that no Release names: whoever has removed a Release may think again.
 const GRACE: Duration = Duration::from_hours(1);
 
@@ -48,7 +51,8 @@ pub(super) async fn run(
     };
     tokio::join!(
         serve(address, store.clone()),
-        follow_releases(releases, wanted, store),
+        follow_releases(releases, wanted, store.clone()),
+        keep_images(stages.clone(), store),
         follow_files(first, stages, files),
     );
 }
@@ -98,6 +102,24 @@ async fn follow_releases(
                 }
                 prune_at = Instant::now() + GRACE;
             }
+        }
+    }
+}
+
+/// Keeps the images of releases for all machines. Kubelet removes what no pod uses when the disk gets full, and what a release
+/// that fails has to go back to is just that; where the machine had its first release from is gone by then.
+async fn keep_images(mut stages: watch::Receiver<Stages>, store: Store) {
+    loop {
+        stages.mark_unchanged();
+        tokio::time::sleep(SETTLED).await;
+        match store.keep().await {
+            Ok(0) => {}
+            Ok(kept) => tracing::info!(kept, "blobs of images are kept"),
+            Err(error) => tracing::warn!(error = crate::chain(&error), "images of releases are not kept"),
+        }
+        tokio::select! {
+            changed = stages.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(GRACE) => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Looks, decides and acts, for each component, for as long as the process runs.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -15,7 +16,7 @@ use kprov_types::node::Member;
 use kprov_types::ports;
 use kube::Api;
 use kube::api::PostParams;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::leading::Leading;
@@ -97,6 +98,8 @@ pub struct Standby {
     pub etcd: EtcdClient,
     /// Whether the API server's has to run in any case.
     pub serve: Serve,
+    /// Told when a standby is to run and its image is gone.
+    pub missing: Arc<Notify>,
 }
 
 pub(super) fn placed(component: Component) -> Utf8PathBuf {
@@ -139,11 +142,15 @@ impl Standby {
         Ok(())
     }
 
-    /// Whether the image that the standby on disk runs from is here.
+    /// Whether the image is here that the standby on disk is to run from now. One that is gone is pulled at once.
     async fn has_image(&self, component: Component) -> Result<bool, StandbyError> {
         let stored = store::read()?.ok_or(StandbyError::Missing(component))?;
         let image = stored.image(component).ok_or(StandbyError::Missing(component))?;
-        Ok(self.cri.has_image(image).await?)
+        let here = self.cri.has_image(image).await?;
+        if !here {
+            self.missing.notify_one();
+        }
+        Ok(here)
     }
 
     /// The API server's standby could run now.
@@ -158,7 +165,10 @@ impl Standby {
     async fn keep_images(self) {
         loop {
             let silent = self.front.borrow().usable().next().is_none();
-            tokio::time::sleep(if silent { CALM } else { IMAGES }).await;
+            tokio::select! {
+                () = tokio::time::sleep(if silent { CALM } else { IMAGES }) => {}
+                () = self.missing.notified() => {}
+            }
             // At first boot they are on their way.
             let stored = if Self::first_boot() { Ok(None) } else { store::read() };
             let stored = stored.unwrap_or_else(|error| {
@@ -173,6 +183,7 @@ impl Standby {
                     tracing::warn!(image, "the standby's image is gone, and is pulled again");
                     if let Err(error) = images::ensure(&self.cri, image).await {
                         tracing::error!(image, error = crate::chain(&error), "the standby has no image");
+                        tokio::time::sleep(CALM).await;
                     }
                 }
             }

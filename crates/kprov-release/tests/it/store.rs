@@ -397,3 +397,61 @@ async fn unfinished_files_and_what_is_no_longer_wanted_go() {
     assert_eq!(gone, blobs.len() - 3);
     assert_eq!(machine.listing().len(), 4);
 }
+
+#[tokio::test]
+async fn what_others_remove_is_kept_on_the_same_file_system_and_on_another() {
+    for elsewhere in [None, Some("/dev/shm")] {
+        let machine = Machine::new().await;
+        let guard = elsewhere.map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
+        let content = Utf8PathBuf::try_from(guard.path().to_owned()).unwrap();
+        let store = Store::new(StoreConfig {
+            dir: machine.dir(),
+            places: vec![content.clone()],
+            files: machine.files.subscribe(),
+            wanted: machine.wanted.subscribe(),
+        })
+        .unwrap();
+        // What containerd has of it: images, and an index that no release names.
+        let release = machine.payload.release();
+        let host_files: BTreeSet<_> = release.host_files.iter().map(|file| &file.digest).collect();
+        let blobs = upload::blobs_of(&machine.payload).unwrap();
+        let images: BTreeSet<_> = blobs
+            .iter()
+            .map(|(digest, _)| digest)
+            .filter(|d| !host_files.contains(d))
+            .collect();
+        for digest in &images {
+            fs::write(content.join(digest.hex()), machine.bytes(digest)).unwrap();
+        }
+        fs::write(content.join(sha256(b"x").hex()), "x").unwrap();
+        assert_eq!(store.keep().await.unwrap(), 0, "nothing is wanted yet");
+        machine.want_all();
+        assert_eq!(store.keep().await.unwrap(), images.len());
+        assert_eq!(store.keep().await.unwrap(), 0, "it's all there");
+        fs::remove_dir_all(&content).unwrap();
+        let names: BTreeSet<_> = images.iter().map(|digest| digest.hex().to_owned()).collect();
+        assert_eq!(machine.listing(), names);
+        for digest in images {
+            assert!(machine.get(&path(digest)).await.bytes().await.unwrap() == machine.bytes(digest));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_copy_is_not_kept() {
+    let machine = Machine::new().await;
+    let guard = tempfile::tempdir_in("/dev/shm").unwrap();
+    let content = Utf8PathBuf::try_from(guard.path().to_owned()).unwrap();
+    let store = Store::new(StoreConfig {
+        dir: machine.dir(),
+        places: vec![content.clone()],
+        files: machine.files.subscribe(),
+        wanted: machine.wanted.subscribe(),
+    })
+    .unwrap();
+    machine.want_all();
+    let image = &machine.payload.release().image(ImageComponent::Etcd).unwrap().digest;
+    fs::write(content.join(image.hex()), "torn").unwrap();
+    assert_eq!(store.keep().await.unwrap(), 0);
+    assert_eq!(machine.listing(), BTreeSet::new());
+}
