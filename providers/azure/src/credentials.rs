@@ -8,7 +8,7 @@ use azure_core::auth::{AccessToken, Secret};
 use azure_core::error::ErrorKind;
 use azure_core_1::cloud::CloudConfiguration;
 use azure_core_1::credentials::{Secret as IdentitySecret, TokenCredential as IdentityCredential};
-use azure_core_1::http::ClientOptions;
+use azure_core_1::http::{ClientOptions, ExponentialRetryOptions, RetryOptions};
 use azure_identity::{
     AzureCliCredential, AzureCliCredentialOptions, AzureDeveloperCliCredential, ClientAssertionCredentialOptions,
     ClientSecretCredential, ClientSecretCredentialOptions, ManagedIdentityCredential, ManagedIdentityCredentialOptions,
@@ -48,6 +48,11 @@ struct Kept {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct NoToken(pub(crate) String);
+
+/// Nobody has said whether there is a token: asking again may help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unanswered(String);
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -109,7 +114,14 @@ impl Tokens {
 
     async fn ask(&self, identity: &Identity) -> Result<AccessToken, Cause> {
         let token = identity.get_token(&[&self.scope], None).await;
-        let token = token.map_err(|e| NoToken(first_lines(&e.to_string())))?;
+        let token = token.map_err(|error| {
+            let text = first_lines(&error.to_string());
+            if is_unanswered(&error) {
+                Cause::from(Unanswered(text))
+            } else {
+                Cause::from(NoToken(text))
+            }
+        })?;
         Ok(AccessToken::new(token.token.secret().to_owned(), token.expires_on))
     }
 
@@ -194,6 +206,11 @@ impl Tokens {
                 Cloud::UsGovernment => Some(Arc::new(CloudConfiguration::AzureGovernment)),
                 Cloud::China => Some(Arc::new(CloudConfiguration::AzureChina)),
             },
+            // The loop that calls providers tries again for longer, and says so.
+            retry: RetryOptions::exponential(ExponentialRetryOptions {
+                max_retries: 2,
+                ..ExponentialRetryOptions::default()
+            }),
             ..ClientOptions::default()
         }
     }
@@ -216,6 +233,18 @@ impl azure_core::auth::TokenCredential for Tokens {
 async fn metadata_answers() -> bool {
     let connected = tokio::time::timeout(METADATA_LIMIT, tokio::net::TcpStream::connect(METADATA)).await;
     matches!(connected, Ok(Ok(_)))
+}
+
+/// Whether the login wasn't reached, or had no time.
+fn is_unanswered(error: &azure_core_1::Error) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error;
+    std::iter::successors(Some(first), |cause| cause.source()).any(|cause| {
+        let lost = cause.is::<reqwest::Error>();
+        let status = cause
+            .downcast_ref::<azure_core_1::Error>()
+            .and_then(azure_core_1::Error::http_status);
+        lost || status.is_some_and(|s| matches!(u16::from(s), 429 | 500..=599))
+    })
 }
 
 /// The part of an identity's error that isn't a pointer to documentation.

@@ -9,12 +9,16 @@ use std::time::Duration;
 use kprov_provider::ProviderError;
 use serde_json::Value;
 
+use crate::credentials::Unanswered;
 use crate::reply::{Reply, THROTTLED};
 
 /// How long to wait for what is being worked on by somebody else.
 const BUSY: Duration = Duration::from_secs(5);
 /// How long a network interface stays reserved for a machine whose creation failed (Azure's `NicReservedForAnotherVm`).
 const RESERVED: Duration = Duration::from_mins(3);
+
+/// What Entra says of a person's login that isn't good any more: too old, not used for too long, or withdrawn.
+const EXPIRED_LOGINS: [&str; 4] = ["AADSTS700082", "AADSTS70043", "AADSTS50173", "AADSTS700084"];
 
 /// An error as ARM writes it: with details, or an inner error, that often say more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -398,10 +402,12 @@ impl Doing {
         place
     }
 
-    /// "The client 'x' with object id 'y' does not have authorization to perform action 'A' over scope 'S' or ..."
+    /// "The client 'x' with object id 'y' does not have authorization to perform action 'A' over scope 'S' or ...", or "... has
+    /// permission to perform action 'B' on scope 'T'; however, it does not have permission to perform action(s) 'A' on the linked
+    /// scope(s) 'S' ...": what is missing is A over S.
     fn forbidden(&self, message: &str) -> ProviderError {
-        let action = between(message, "perform action '", "'").or_else(|| between(message, "perform action(s) '", "'"));
-        let scope = between(message, "over scope '", "'").or_else(|| between(message, "linked scope(s) '", "'"));
+        let action = between(message, "perform action(s) '", "'").or_else(|| between(message, "perform action '", "'"));
+        let scope = between(message, "linked scope(s) '", "'").or_else(|| between(message, "over scope '", "'"));
         let what = match (action, scope) {
             (Some(action), Some(scope)) => format!("the action `{action}` over `{scope}` is not allowed"),
             (Some(action), None) => format!("the action `{action}` is not allowed"),
@@ -417,6 +423,11 @@ impl Doing {
 }
 
 fn no_credential(cause: Cause) -> ProviderError {
+    if cause.is::<Unanswered>() {
+        return ProviderError::retry_after("the Azure login does not answer", BUSY)
+            .hint("check the network, and the proxy settings in `HTTPS_PROXY`")
+            .caused_by(cause);
+    }
     let text = cause.to_string();
     let error = if text.contains("AADSTS90002") || text.contains("AADSTS900023") {
         ProviderError::never("the Azure tenant is not there").hint("check `AZURE_TENANT_ID`")
@@ -425,6 +436,8 @@ fn no_credential(cause: Cause) -> ProviderError {
     } else if text.contains("AADSTS700016") {
         ProviderError::never("the Azure tenant has no such application")
             .hint("check `AZURE_CLIENT_ID` and `AZURE_TENANT_ID`")
+    } else if EXPIRED_LOGINS.iter().any(|code| text.contains(code)) {
+        ProviderError::never("the Azure login has expired, or was withdrawn").hint("log in again: `az login`")
     } else if text.contains("AADSTS700024") {
         ProviderError::never("the workload identity's service account token has expired").hint(
             "whatever writes `AZURE_FEDERATED_TOKEN_FILE` has stopped renewing it, or this machine's clock is wrong",

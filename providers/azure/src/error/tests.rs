@@ -57,6 +57,17 @@ fn says_what_is_wrong_and_what_to_do() {
             "--assignee me --role Contributor --scope /subscriptions/s/resourceGroups/g",
         ),
         (
+            403,
+            "LinkedAuthorizationFailed",
+            "The client 'me' with object id 'me' has permission to perform action 'Microsoft.Compute/virtualMachines/write' on scope \
+             '/subscriptions/s/resourceGroups/g'; however, it does not have permission to perform action(s) \
+             'Microsoft.Network/virtualNetworks/subnets/join/action' on the linked scope(s) '/subscriptions/s/resourceGroups/n' \
+             (respectively) or the linked scope(s) are invalid.",
+            "can't make virtual machine `demo-cp-0`: the action `Microsoft.Network/virtualNetworks/subnets/join/action` over \
+             `/subscriptions/s/resourceGroups/n` is not allowed",
+            "--assignee me --role Contributor --scope /subscriptions/s/resourceGroups/n",
+        ),
+        (
             409,
             "SkuNotAvailable",
             "The requested VM size is not available",

@@ -53,9 +53,10 @@ async fn observes() {
         match provider.observe(&cluster).await {
             Ok(observed) => assert_eq!(observed, kprov_types::machine::Observed::default()),
             Err(error) => panic!(
-                "{}; hint: {}",
+                "{}; hint: {}; {:?}",
                 crate::cloud::shown(&error),
-                error.hint.clone().unwrap_or_default()
+                error.hint.clone().unwrap_or_default(),
+                error.advice
             ),
         }
     }
@@ -150,6 +151,18 @@ async fn an_applications_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_does_not_answer_is_tried_again() {
+    let (cloud, login, options) = with_tenants().await;
+    let mut variables = login.variables(&options.tenant, &options.client_id);
+    variables.push(("AZURE_CLIENT_SECRET", options.client_secret));
+    drop(login);
+    let text = said(&tokio::task::block_in_place(|| again(OBSERVES, &cloud, &variables)));
+    assert!(text.contains("the Azure login does not answer"), "{text}");
+    assert!(text.contains("HTTPS_PROXY"), "{text}");
+    assert!(text.contains("RetryAfter(5s)"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_workload_identity() {
     let (cloud, login, options) = with_tenants().await;
     let dir = tempfile::tempdir().unwrap();
@@ -212,6 +225,29 @@ async fn az_login_is_asked_once() {
     let output = tokio::task::block_in_place(|| again(OBSERVES, &cloud, &[("PATH", path)]));
     assert!(output.status.success(), "{output:?}");
     assert_eq!(std::fs::read_to_string(dir.path().join("calls")).unwrap(), "x\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn az_login_that_has_expired() {
+    let cloud = Cloud::fast().await;
+    let dir = tempfile::tempdir().unwrap();
+    let az = dir.path().join("az");
+    let script =
+        "#!/bin/sh\necho 'ERROR: AADSTS700082: The refresh token has expired due to inactivity.' >&2\nexit 1\n";
+    std::fs::write(&az, script).unwrap();
+    std::fs::set_permissions(&az, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let text = said(&tokio::task::block_in_place(|| {
+        again(OBSERVES, &cloud, &[("PATH", path)])
+    }));
+    for part in [
+        "the Azure login has expired",
+        "AADSTS700082",
+        "log in again: `az login`",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in {text}");
+    }
+    assert_eq!(cloud.arm.record.total(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -59,6 +59,19 @@ async fn missing_roles_name_the_action_and_the_scope() {
         ),
         &format!("--scope {scope}"),
     );
+    // The network is made, and machines may not be put into it.
+    cloud.arm.permit_all();
+    cloud
+        .arm
+        .deny("Microsoft.Network/virtualNetworks/subnets/join/action", "/");
+    let error = fails(&cloud, |_| {}).await;
+    assert!(
+        error
+            .to_string()
+            .contains("the action `Microsoft.Network/virtualNetworks/subnets/join/action` over `/subscriptions/"),
+        "{}",
+        shown(&error)
+    );
     // With the role it goes on where it was.
     cloud.arm.permit_all();
     cloud.up(1, 1).await.unwrap();
