@@ -345,9 +345,6 @@ fn in_room(test: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
 
 #[test]
 fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
-    if !kprov_e2e::full() {
-        return Ok(());
-    }
     in_room(|| {
         let stage = Stage::new()?;
         stage.disk(b"")?;
@@ -406,9 +403,6 @@ fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
 
 #[test]
 fn an_image_is_written_to_an_empty_disk_and_to_no_other() -> Result<()> {
-    if !kprov_e2e::full() {
-        return Ok(());
-    }
     in_room(|| {
         let stage = Stage::new()?;
         // The smallest image that first-boot data can be put into.
