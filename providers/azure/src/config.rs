@@ -55,6 +55,18 @@ impl Cloud {
         })
     }
 
+    /// Where its logins are; of the public cloud the environment may name another place.
+    pub(crate) fn authority(self) -> String {
+        match self {
+            Self::Public => std::env::var("AZURE_AUTHORITY_HOST")
+                .ok()
+                .filter(|v| !v.is_empty())
+                .unwrap_or_else(|| "https://login.microsoftonline.com".to_owned()),
+            Self::UsGovernment => "https://login.microsoftonline.us".to_owned(),
+            Self::China => "https://login.chinacloudapi.cn".to_owned(),
+        }
+    }
+
     /// Where its resource manager is, which is what tokens are asked for, too.
     pub(crate) const fn resource_manager(self) -> &'static str {
         match self {

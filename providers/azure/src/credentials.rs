@@ -10,13 +10,14 @@ use azure_core_1::cloud::CloudConfiguration;
 use azure_core_1::credentials::{Secret as IdentitySecret, TokenCredential as IdentityCredential};
 use azure_core_1::http::{ClientOptions, ExponentialRetryOptions, RetryOptions};
 use azure_identity::{
-    AzureCliCredential, AzureCliCredentialOptions, AzureDeveloperCliCredential, ClientAssertionCredentialOptions,
-    ClientSecretCredential, ClientSecretCredentialOptions, ManagedIdentityCredential, ManagedIdentityCredentialOptions,
-    UserAssignedId, WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
+    AzureCliCredential, AzureCliCredentialOptions, AzureDeveloperCliCredential, ClientAssertionCredential,
+    ClientAssertionCredentialOptions, ClientSecretCredential, ClientSecretCredentialOptions, ManagedIdentityCredential,
+    ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential, WorkloadIdentityCredentialOptions,
 };
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
+use crate::certificate::Certificate;
 use crate::config::{AzureConfig, Cloud, Credentials};
 use crate::error::Cause;
 
@@ -169,6 +170,24 @@ impl Tokens {
                 &tenant,
                 client,
                 secret,
+                Some(options),
+            )?));
+        }
+        if let Some(path) = var("AZURE_CLIENT_CERTIFICATE_PATH") {
+            let both = var("AZURE_TENANT_ID").zip(var("AZURE_CLIENT_ID"));
+            let (tenant, client) = both.ok_or_else(|| {
+                NoToken("`AZURE_CLIENT_CERTIFICATE_PATH` is set without `AZURE_TENANT_ID` and `AZURE_CLIENT_ID`".into())
+            })?;
+            let authority = self.cloud.authority();
+            let audience = format!("{}/{tenant}/oauth2/v2.0/token", authority.trim_end_matches('/'));
+            let certificate = Certificate::open(path.as_ref(), &client, audience)?;
+            let options = ClientAssertionCredentialOptions {
+                client_options: self.options(),
+            };
+            return Ok(Some(ClientAssertionCredential::new(
+                tenant,
+                client,
+                certificate,
                 Some(options),
             )?));
         }

@@ -438,6 +438,10 @@ fn no_credential(cause: Cause) -> ProviderError {
             .hint("check `AZURE_CLIENT_ID` and `AZURE_TENANT_ID`")
     } else if EXPIRED_LOGINS.iter().any(|code| text.contains(code)) {
         ProviderError::never("the Azure login has expired, or was withdrawn").hint("log in again: `az login`")
+    } else if text.contains("AADSTS700027") {
+        ProviderError::never("the Azure application does not know this certificate, or it has expired").hint(
+            "check `AZURE_CLIENT_CERTIFICATE_PATH`; `az ad app credential list --cert --id ID` shows those that it has",
+        )
     } else if text.contains("AADSTS700024") {
         ProviderError::never("the workload identity's service account token has expired").hint(
             "whatever writes `AZURE_FEDERATED_TOKEN_FILE` has stopped renewing it, or this machine's clock is wrong",

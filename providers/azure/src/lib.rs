@@ -5,9 +5,10 @@
 //! thing needs the other, and no call touches what doesn't carry the cluster's tag. Nothing is kept on this machine.
 //!
 //! Start reading at [`AzureProvider`]; then `network` and `machines` for what is made in which order, `translate` and `seen` (both
-//! pure) for what it looks like, `client` for what is asked of Azure, `poller` for how operations are followed, and `error` for
-//! what a person is told. It knows nothing of Kubernetes.
+//! pure) for what it looks like, `client` for what is asked of Azure, `gate` for how fast, `poller` for how operations are followed,
+//! and `error` for what a person is told. It knows nothing of Kubernetes.
 
+mod certificate;
 mod client;
 mod config;
 mod credentials;

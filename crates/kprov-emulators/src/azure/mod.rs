@@ -68,6 +68,8 @@ pub struct Options {
     pub client_id: String,
     /// Its secret.
     pub client_secret: String,
+    /// SHA-256 of its certificates, as `x5t#S256` of a JSON web token has it.
+    pub client_certificates: Vec<String>,
     /// How long every operation takes.
     pub settle: Duration,
     /// What `Retry-After` says while an operation is under way, in seconds.
@@ -103,6 +105,7 @@ impl Default for Options {
             other_tenants: Vec::new(),
             client_id: "99999999-8888-4777-8666-555555555555".to_owned(),
             client_secret: "emulated-secret".to_owned(),
+            client_certificates: Vec::new(),
             settle: Duration::from_millis(30),
             retry_after: 0,
             page: 5,

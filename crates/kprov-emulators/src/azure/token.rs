@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Method;
 use jiff::{SignedDuration, Timestamp};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Options;
 use super::refusal::Refusal;
@@ -33,6 +33,8 @@ pub(super) struct Tokens {
     others: Vec<String>,
     client: String,
     secret: String,
+    /// SHA-256 of the application's certificates, as `x5t#S256` has it.
+    certificates: Vec<String>,
     identity_header: String,
     given: BTreeMap<String, Claims>,
 }
@@ -44,6 +46,7 @@ impl Tokens {
             others: options.other_tenants.clone(),
             client: options.client_id.clone(),
             secret: options.client_secret.clone(),
+            certificates: options.client_certificates.clone(),
             identity_header: format!("{}-header", options.client_secret),
             given: BTreeMap::new(),
         }
@@ -53,7 +56,7 @@ impl Tokens {
     pub(super) fn issue(&mut self, tenant: &str, life: i64) -> String {
         let now = Timestamp::now();
         let expires = now + SignedDuration::from_secs(life);
-        let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let header = encode(json!({"typ": "JWT", "alg": "RS256", "kid": "emulator"}));
         let payload = encode(json!({
             "aud": "https://management.azure.com/",
@@ -157,7 +160,7 @@ impl Tokens {
         }
         let by_assertion = field("client_assertion_type") == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
         if by_assertion {
-            if let Err((status, error, number, text)) = trusted(field("client_assertion")) {
+            if let Err((status, error, number, text)) = self.trusted(tenant, field("client_assertion")) {
                 return refuse(status, error, number, text);
             }
         } else if field("client_secret") != self.secret {
@@ -206,7 +209,7 @@ impl Tokens {
 /// A service account's token, as a workload identity's pod finds it in a file.
 pub(super) fn assertion(subject: Option<&str>, life: i64) -> String {
     let now = Timestamp::now().as_second();
-    let encode = |value: serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let header = encode(json!({"alg": "RS256", "kid": "emulator"}));
     let payload = encode(json!({
         "iss": ISSUER, "sub": subject.unwrap_or(SUBJECT), "aud": [AUDIENCE],
@@ -215,17 +218,72 @@ pub(super) fn assertion(subject: Option<&str>, life: i64) -> String {
     format!("{header}.{payload}.{}", URL_SAFE_NO_PAD.encode("emulated signature"))
 }
 
-/// Whether a service account's token is trusted; else status, error, number and text of the refusal, in Entra's words.
-fn trusted(assertion: &str) -> Result<(), (u16, &'static str, u32, String)> {
-    let payload = assertion
-        .split('.')
-        .nth(1)
-        .and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
-    let claims = payload.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-    let Some(claims) = claims else {
-        let text = "JWT token is invalid or malformed.".to_owned();
-        return Err((400, "invalid_request", 50_027, text));
-    };
+type Untrusted = (u16, &'static str, u32, String);
+
+impl Tokens {
+    /// Whether an assertion is trusted: the application's own, by a certificate, or a service account's token; else status, error,
+    /// number and text of the refusal, in Entra's words. Signatures are not looked at.
+    fn trusted(&self, tenant: &str, assertion: &str) -> Result<(), Untrusted> {
+        let mut parts = assertion.split('.').map(|part| {
+            let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
+            serde_json::from_slice::<Value>(&bytes).ok()
+        });
+        let (Some(Some(header)), Some(Some(claims))) = (parts.next(), parts.next()) else {
+            let text = "JWT token is invalid or malformed.".to_owned();
+            return Err((400, "invalid_request", 50_027, text));
+        };
+        if claims["iss"] == json!(self.client) {
+            self.own_statement(tenant, &header, &claims)?;
+        } else {
+            federated(&claims)?;
+        }
+        let now = Timestamp::now();
+        let time = |name: &str| claims[name].as_i64().unwrap_or_default();
+        if (time("nbf")..time("exp")).contains(&now.as_second()) {
+            return Ok(());
+        }
+        Err((
+            401,
+            "invalid_client",
+            700_024,
+            format!(
+                "Client assertion is not within its valid time range. Current time: {now}, assertion valid from {}, expiry time of \
+                 assertion {}.",
+                time("nbf"),
+                time("exp")
+            ),
+        ))
+    }
+
+    fn own_statement(&self, tenant: &str, header: &Value, claims: &Value) -> Result<(), Untrusted> {
+        let thumbprint = header["x5t#S256"].as_str().unwrap_or_default();
+        if header["alg"] != "PS256" || !self.certificates.iter().any(|c| c == thumbprint) {
+            return Err((
+                401,
+                "invalid_client",
+                700_027,
+                format!(
+                    "The certificate with identifier used to sign the client assertion is not registered on application. [Reason - The \
+                     key was not found., Thumbprint of key used by client: '{thumbprint}']"
+                ),
+            ));
+        }
+        let audience = claims["aud"].as_str().unwrap_or_default();
+        if claims["sub"] != claims["iss"] || !audience.ends_with(&format!("/{tenant}/oauth2/v2.0/token")) {
+            return Err((
+                401,
+                "invalid_client",
+                700_023,
+                format!(
+                    "Client assertion audience claim does not match Realm issuer. Review the documentation. '{audience}'"
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn federated(claims: &Value) -> Result<(), Untrusted> {
     let text = |name: &str| claims[name].as_str().unwrap_or_default().to_owned();
     let unknown = |number, what: &str, value: &str| {
         Err((
@@ -247,21 +305,6 @@ fn trusted(assertion: &str) -> Result<(), (u16, &'static str, u32, String)> {
     }
     if text("sub") != SUBJECT {
         return unknown(700_213, "subject", &text("sub"));
-    }
-    let now = Timestamp::now();
-    let time = |name: &str| claims[name].as_i64().unwrap_or_default();
-    if !(time("nbf")..time("exp")).contains(&now.as_second()) {
-        return Err((
-            401,
-            "invalid_client",
-            700_024,
-            format!(
-                "Client assertion is not within its valid time range. Current time: {now}, assertion valid from {}, expiry time of \
-                 assertion {}.",
-                time("nbf"),
-                time("exp")
-            ),
-        ));
     }
     Ok(())
 }

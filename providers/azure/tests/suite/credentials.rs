@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kprov_emulators::azure::{Fault, Options, What};
 
 use crate::cloud::Cloud;
@@ -16,6 +18,7 @@ fn again(test: &str, cloud: &Cloud, variables: &[(&str, String)]) -> std::proces
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--nocapture"]);
     for name in [
+        "AZURE_CLIENT_CERTIFICATE_PATH",
         "AZURE_CLIENT_SECRET",
         "AZURE_CLIENT_ID",
         "AZURE_TENANT_ID",
@@ -148,6 +151,48 @@ async fn an_applications_secret() {
             assert!(text.contains(part), "`{part}` is not in {text}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_applications_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = Command::new("sh")
+        .current_dir(dir.path())
+        .args(["-ec", "for name in known unknown; do openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=me -days 2 -keyout key -out cert; \
+            cat key cert > $name.pem; done; openssl x509 -in known.pem -outform DER | sha256sum"])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let digest = String::from_utf8(made.stdout).unwrap();
+    let digest = digest.split_whitespace().next().unwrap();
+    let bytes: Vec<u8> = (0..digest.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digest[at..at + 2], 16).unwrap())
+        .collect();
+    let options = Options {
+        client_certificates: vec![URL_SAFE_NO_PAD.encode(bytes)],
+        ..Options::default()
+    };
+    let cloud = Cloud::start(options.clone()).await;
+    let login = Login::start(&cloud).await;
+    let observe = |name: &str| {
+        let mut variables = login.variables(&options.tenant, &options.client_id);
+        let path = dir.path().join(name).to_str().unwrap().to_owned();
+        variables.push(("AZURE_CLIENT_CERTIFICATE_PATH", path));
+        tokio::task::block_in_place(|| again(OBSERVES, &cloud, &variables))
+    };
+    let output = observe("known.pem");
+    assert!(output.status.success(), "{output:?}");
+    let text = said(&observe("unknown.pem"));
+    for part in [
+        "does not know this certificate",
+        "AADSTS700027",
+        "AZURE_CLIENT_CERTIFICATE_PATH",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in {text}");
+    }
+    let text = said(&observe("cert"));
+    assert!(text.contains("holds no private key in PEM"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
