@@ -17,6 +17,8 @@ pub struct Probes {
     pub failed: Vec<String>,
     /// The slowest successful request.
     pub longest: Duration,
+    /// The longest time from one answer to the next, whichever requests they were to.
+    pub silence: Duration,
 }
 
 /// Runs until stopped.
@@ -119,6 +121,7 @@ async fn probe(client: reqwest::Client, urls: &[String], rate: u32, stop: &Atomi
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut probes = Probes::default();
     let mut first: Option<Instant> = None;
+    let mut answers = Vec::new();
     let mut running = tokio::task::JoinSet::new();
     let mut next = urls.iter().cycle();
     while !stop.load(Ordering::Relaxed) {
@@ -137,23 +140,28 @@ async fn probe(client: reqwest::Client, urls: &[String], rate: u32, stop: &Atomi
             (start, start.elapsed(), result)
         });
         while let Some(Ok(done)) = running.try_join_next() {
-            count(&mut probes, &mut first, done);
+            count(&mut probes, &mut first, &mut answers, done);
         }
     }
     while let Some(Ok(done)) = running.join_next().await {
-        count(&mut probes, &mut first, done);
+        count(&mut probes, &mut first, &mut answers, done);
     }
+    answers.sort_unstable();
+    let between = answers.windows(2).map(|pair| pair[1] - pair[0]);
+    probes.silence = between.max().unwrap_or_default();
     probes
 }
 
 fn count(
     probes: &mut Probes,
     first: &mut Option<Instant>,
+    answers: &mut Vec<Instant>,
     (start, took, result): (Instant, Duration, Result<(), String>),
 ) {
     match result {
         Ok(()) => {
             first.get_or_insert(start);
+            answers.push(start + took);
             probes.succeeded += 1;
             probes.longest = probes.longest.max(took);
         }

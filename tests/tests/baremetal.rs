@@ -3,18 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
-use kprov_e2e::{Cluster, Payload, Traces, full, items, payloads, self_hosted, upgrades, wait_for};
-use kprov_emulators::hosts::{ADMIN, Hosts};
+use kprov_e2e::{Cluster, Payload, Prober, Traces, items, payloads, self_hosted, upgrades, wait_for};
+use kprov_emulators::bmc::{Manners, PASSWORD, StandIn, USER};
+use kprov_emulators::hosts::{ADMIN, Disk, Hosts};
 use tokio::runtime::Runtime;
 
 /// What a cluster could leave on a host, a line each.
 const TRACES: &str = r#"
 ip -o link show | awk '{ print "interface", $2 }' | sed 's/@.*//'
+ip -o -4 address show | awk '{ print "address", $2, $4 }'
 ip route show | sed 's/^/route /'
 for save in iptables-save ip6tables-save; do $save 2>/dev/null | grep -- '^-' | sed "s/^/$save /"; done
 awk '{ print "mount", $5 }' /proc/self/mountinfo
@@ -74,6 +76,18 @@ impl Rack {
         Ok(all)
     }
 
+    /// The hosts that have an address.
+    fn holders<'a>(&self, address: &str, hosts: &[&'a str]) -> Result<Vec<&'a str>> {
+        let mut holders = Vec::new();
+        for host in hosts {
+            let addresses = self.hosts.inside(host, "ip -o -4 address show")?;
+            if addresses.contains(&format!(" {address}/")) {
+                holders.push(*host);
+            }
+        }
+        Ok(holders)
+    }
+
     /// Waits until hosts are as they were, or tells what is not.
     fn as_before(&self, before: &BTreeMap<String, Vec<String>>) -> Result<()> {
         wait_for("the hosts as they were", Duration::from_secs(15), || {
@@ -120,19 +134,20 @@ fn success(out: &Output) -> Result<String> {
     Ok(format!("{stdout}{stderr}"))
 }
 
-fn up(cluster: &Cluster, payload: &Payload, inventory: &Utf8Path) -> Result<String> {
+fn up_command(cluster: &Cluster, payload: &Payload, inventory: &Utf8Path) -> Command {
     let mut command = cluster.kprov(&["up", "--provider", "baremetal", "--name", &cluster.name]);
     command.arg("--inventory").arg(inventory).args(payload.options());
-    success(&command.output()?)
+    command
 }
 
-/// Three control-plane hosts and two workers; one host more, one host less; another version, without one connection by SSH; and
-/// the hosts as they were.
+fn up(cluster: &Cluster, payload: &Payload, inventory: &Utf8Path) -> Result<String> {
+    success(&up_command(cluster, payload, inventory).output()?)
+}
+
+/// Three control-plane hosts and two workers, one of which has no power at first; one host more, one host less; another version,
+/// without one connection by SSH; and the hosts as they were.
 #[test]
 fn three_and_two_from_a_native_inventory() -> Result<()> {
-    if !full() {
-        return Ok(());
-    }
     let chain = upgrades()?.into_iter().next().context("no chain")?;
     let payload = chain.first().context("an empty chain")?;
     let here = Traces::list();
@@ -147,10 +162,34 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
         let checked = success(&cluster.kprov(&["inventory", "check", inventory.as_str()]).output()?)?;
         ensure!(checked.matches('✔').count() == 5, "{checked}");
 
+        // A worker without power holds up nobody: the cluster is made without it, and the next `up` carries on.
+        rack.hosts.power_off("w2")?;
+        let checked = cluster.kprov(&["inventory", "check", inventory.as_str()]).output()?;
+        let told = String::from_utf8_lossy(&checked.stdout);
+        let of_w2 = told.lines().find(|line| line.contains('✘')).unwrap_or_default();
+        ensure!(
+            checked.status.code() == Some(1) && told.matches('✔').count() == 4,
+            "{told}"
+        );
+        ensure!(
+            of_w2.starts_with("w2") && of_w2.contains("check that it runs"),
+            "{told}"
+        );
+        let start = Instant::now();
+        let out = up_command(&cluster, payload, &inventory).output()?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(
+            out.status.code() == Some(1) && said.contains("host `w2` can't be reached") && said.contains("hint: "),
+            "{}: {said}",
+            out.status
+        );
+        eprintln!("3 + 1 of 3 + 2 by SSH: up after {:.1} s", start.elapsed().as_secs_f32());
+        let kubectl = cluster.kubectl(payload)?;
+        self_hosted(&kubectl, payload, 3, 1)?;
+        rack.start(&[("w2", "")])?;
         let start = Instant::now();
         up(&cluster, payload, &inventory)?;
-        eprintln!("3 + 2 by SSH: up after {:.1} s", start.elapsed().as_secs_f32());
-        let kubectl = cluster.kubectl(payload)?;
+        eprintln!("w2 as well: up after {:.1} s", start.elapsed().as_secs_f32());
         self_hosted(&kubectl, payload, 3, 2)?;
         let zones = kubectl.get(&["nodes", "-l", "e2e=worker,topology.kubernetes.io/zone=rack-w1"])?;
         ensure!(items(&zones).count() == 1, "zone and labels: {zones}");
@@ -177,7 +216,10 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
                 .kprov(&["inventory", "remove", "w3", "--name", "e2e-bm", "--yes"])
                 .output()?,
         )?;
-        self_hosted(&kubectl, payload, 3, 2)?;
+        // The DaemonSet's controller counts again in its own time.
+        wait_for("one worker less", Duration::from_mins(1), || {
+            self_hosted(&kubectl, payload, 3, 2)
+        })?;
         let only = BTreeMap::from([("w3".to_owned(), before["w3"].clone())]);
         rack.as_before(&only)?;
         let refused = cluster
@@ -212,17 +254,16 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
 }
 
 /// One control-plane host and one worker, from an Ansible inventory as kubespray's users have it: a user who is not root, group
-/// variables, known hosts, addresses inside.
+/// variables, known hosts, addresses inside, a disk for etcd.
 #[test]
 fn one_and_one_from_an_ansible_inventory() -> Result<()> {
-    if !full() {
-        return Ok(());
-    }
     let payload = payloads()?.into_iter().next().context("no payload")?;
     let here = Traces::list();
     {
         let rack = Rack::open("e2ebma", "10.99.72.0/24")?;
         rack.start(&[("node1", ADMIN), ("node2", ADMIN)])?;
+        let disk = Disk::new(512)?;
+        disk.lend(&rack.hosts, "node1")?;
         let before = rack.traces(&["node1", "node2"])?;
         let cluster = Cluster::new("e2e-bma")?;
         let directory = rack.hosts.files().join("inventory");
@@ -243,8 +284,9 @@ fn one_and_one_from_an_ansible_inventory() -> Result<()> {
         std::fs::write(directory.join("group_vars/all/all.yml"), vars)?;
         let inventory = directory.join("inventory.ini");
         let text = format!(
-            "[all]\n{hosts}\n[kube_control_plane]\nnode1\n\n[etcd]\nnode1\n\n[kube_node]\nnode[2:2]\n\n\
-             [k8s_cluster:children]\nkube_control_plane\nkube_node\n"
+            "[all]\n{hosts}\n[kube_control_plane]\nnode1 kprov_disk={}\n\n[etcd]\nnode1\n\n[kube_node]\nnode[2:2]\n\n\
+             [k8s_cluster:children]\nkube_control_plane\nkube_node\n",
+            disk.device
         );
         std::fs::write(&inventory, text)?;
         let start = Instant::now();
@@ -254,8 +296,176 @@ fn one_and_one_from_an_ansible_inventory() -> Result<()> {
             start.elapsed().as_secs_f32()
         );
         self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 1)?;
+        let mounted = format!("awk '$1 == \"{}\" {{ print $2 }}' /proc/mounts", disk.device);
+        let place = rack.hosts.inside("node1", &mounted)?;
+        rack.hosts
+            .inside("node1", &format!("[ -d {}/etcd/member ]", place.trim()))
+            .context("etcd is not on its disk")?;
         cluster.down()?;
+        rack.as_before(&before)?;
+        ensure!(disk.holds("TYPE")?.is_empty(), "the disk is given back empty");
+    }
+    Traces::nothing_left(&here)
+}
+
+/// Three control-plane hosts with a virtual address, which is all that clients know of the API; the one that has it loses its link.
+/// One has a management controller, which switches it on before and off afterwards.
+#[test]
+fn the_api_keeps_its_virtual_address() -> Result<()> {
+    const ADDRESS: &str = "10.99.73.250";
+    let payload = payloads()?.into_iter().next().context("no payload")?;
+    let here = Traces::list();
+    {
+        let rack = Rack::open("e2ebmv", "10.99.73.0/24")?;
+        let all = ["m1", "m2", "m3"];
+        rack.start(&all.map(|host| (host, "")))?;
+        let before = rack.traces(&all)?;
+        let cluster = Cluster::new("e2e-bmv")?;
+        let inventory = rack.hosts.files().join("hosts.yaml");
+        rack.native(&inventory, &all, &[])?;
+        let bmc = rack
+            .runtime
+            .block_on(StandIn::start(Manners::default(), Box::new(|_| {})))?;
+        let mut text = std::fs::read_to_string(&inventory)?;
+        writeln!(
+            text,
+            "    bmc: {{address: '{}', credentials: {{env: KPROV_TEST_BMC}}}}",
+            bmc.url()
+        )?;
+        std::fs::write(&inventory, text)?;
+        let login = format!("{USER}:{PASSWORD}");
+        let file = rack.hosts.files().join("cluster.yaml");
+        let text = format!(
+            "apiVersion: kprov.io/v1alpha1\nkind: Cluster\nmetadata: {{name: {}}}\nspec:\n  provider: baremetal\n  \
+             baremetal: {{inventory: hosts.yaml, virtualAddress: {ADDRESS}}}\n",
+            cluster.name
+        );
+        std::fs::write(&file, text)?;
+        let start = Instant::now();
+        let mut command = cluster.kprov(&["up", "-f", file.as_str()]);
+        let said = success(&command.args(payload.options()).env("KPROV_TEST_BMC", &login).output()?)?;
+        ensure!(bmc.is_on() && !said.contains(PASSWORD), "{said}");
+        eprintln!(
+            "3 + 0 with a virtual address: up after {:.1} s",
+            start.elapsed().as_secs_f32()
+        );
+        let kubeconfig = std::fs::read_to_string(cluster.kubeconfig())?;
+        ensure!(kubeconfig.contains(&format!("https://{ADDRESS}:6443")), "{kubeconfig}");
+        let kubectl = cluster.kubectl(&payload)?;
+        self_hosted(&kubectl, &payload, 3, 0)?;
+
+        let [holder] = rack.holders(ADDRESS, &all)?[..] else {
+            bail!("`{ADDRESS}` is at {:?}", rack.holders(ADDRESS, &all)?);
+        };
+        let prober = Prober::start(&kubeconfig, None, 20)?;
+        std::thread::sleep(Duration::from_secs(3));
+        rack.hosts.cable(holder, false)?;
+        let others: Vec<&str> = all.into_iter().filter(|host| *host != holder).collect();
+        let next = wait_for("another holder", Duration::from_secs(10), || {
+            let now = rack.holders(ADDRESS, &others)?;
+            now.first().copied().context("nobody has it")
+        })?;
+        wait_for(
+            "no address on the host that is cut off",
+            Duration::from_secs(10),
+            || {
+                ensure!(rack.holders(ADDRESS, &[holder])?.is_empty());
+                Ok(())
+            },
+        )?;
+        std::thread::sleep(Duration::from_secs(5));
+        let seen = prober.stop()?;
+        eprintln!(
+            "link of {holder} cut: {next} has the address, {:.2} s without an answer; {} requests answered, {} failed",
+            seen.silence.as_secs_f32(),
+            seen.succeeded,
+            seen.failed.len()
+        );
+        ensure!(seen.silence < Duration::from_secs(3), "{seen:?}");
+        kubectl.run(&["create", "configmap", "written-meanwhile"])?;
+
+        // The link is back: the address stays where it is, and the machine is one of them again.
+        rack.hosts.cable(holder, true)?;
+        wait_for("all three again", Duration::from_mins(2), || {
+            self_hosted(&kubectl, &payload, 3, 0)
+        })?;
+        ensure!(
+            rack.holders(ADDRESS, &all)? == [next],
+            "{:?}",
+            rack.holders(ADDRESS, &all)?
+        );
+        let mut command = cluster.kprov(&["down", "--name", &cluster.name, "--yes", "--power-off"]);
+        success(&command.env("KPROV_TEST_BMC", &login).output()?)?;
+        ensure!(!bmc.is_on(), "it has power still");
         rack.as_before(&before)?;
     }
     Traces::nothing_left(&here)
+}
+
+/// What is wrong with an inventory is told with file, line and host before any host is asked, and nothing is kept of the cluster.
+#[test]
+fn inventories_that_are_not_right() -> Result<()> {
+    const NATIVE: &str = "apiVersion: kprov.io/v1alpha1\nkind: Inventory\nhosts:\n  - {name: a, role: control-plane, address: 192.0.2.1}\n";
+    let payload = payloads()?.into_iter().next().context("no payload")?;
+    let cluster = Cluster::new("e2e-bmbad")?;
+    let directory = tempfile::tempdir()?;
+    let cases: &[(&str, String, &[&str])] = &[
+        (
+            "h.yaml",
+            format!("{NATIVE}  - {{name: a, address: 192.0.2.2}}\n"),
+            &["h.yaml:5`", "host `a`", "h.yaml:4`", "a name of its own"],
+        ),
+        (
+            "h.yaml",
+            format!("{NATIVE}  - {{name: b, address: 192.0.2.1}}\n"),
+            &[
+                "h.yaml:5`",
+                "host `b`",
+                "`192.0.2.1` is the address of `a`",
+                "an address of its own",
+            ],
+        ),
+        (
+            "h.ini",
+            "[kube_control_plane]\na ansible_host=192.0.2.1\n[kube_nodes]\nb\n".into(),
+            &["h.ini:4`", "host `b`", "`kube_nodes`", "`kube_node`"],
+        ),
+        (
+            "h.ini",
+            "[kube_control_plane]\na\n[k8s_cluster:children]\nkube_nodez\n".into(),
+            &["h.ini:4`", "`kube_nodez`"],
+        ),
+        (
+            "h.yaml",
+            format!("{NATIVE}  - {{name: b, adress: 192.0.2.2}}\n"),
+            &["h.yaml:5`", "adress"],
+        ),
+        ("h.yaml", "all:\n  hosts:\n    a: [\n".into(), &["h.yaml:"]),
+    ];
+    for (name, text, says) in cases {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text)?;
+        let path = path.to_string_lossy();
+        let mut up = cluster.kprov(&[
+            "up",
+            "--provider",
+            "baremetal",
+            "--name",
+            &cluster.name,
+            "--inventory",
+            &path,
+        ]);
+        for out in [
+            cluster.kprov(&["inventory", "check", &path]).output()?,
+            up.args(payload.options()).output()?,
+        ] {
+            let said = String::from_utf8_lossy(&out.stderr);
+            ensure!(out.status.code() == Some(1), "{text}: {}: {said}", out.status);
+            for part in says.iter().chain(&["hint: "]) {
+                ensure!(said.contains(part), "`{part}` is not in:\n{said}\nfor:\n{text}");
+            }
+        }
+    }
+    ensure!(!cluster.home().join("clusters").exists(), "something was kept");
+    Ok(())
 }

@@ -14,10 +14,12 @@ use kprov_types::{ClusterName, MachineName, Role};
 /// How long a host may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a host does when it boots: `@SETUP@` is the test's own, `@KEY@` the key that is let in.
+/// What a host does when it boots: `@SETUP@` is the test's own, `@KEY@` the key that is let in. Where the local provider keeps this
+/// script is a directory of kprov's, which no host has that kprov was not on yet.
 const BOOT: &str = r"#!/bin/sh
 set -eu
 umask 022
+rm -rf /run/kprov
 mkdir -p /run/sshd /etc/ssh/own
 [ -f /etc/ssh/own/host ] || ssh-keygen -q -t ed25519 -N '' -C '' -f /etc/ssh/own/host
 echo '@KEY@' >/etc/ssh/own/authorized_keys
@@ -144,6 +146,25 @@ impl Hosts {
         Ok(())
     }
 
+    /// Pulls a host's network cable, or puts it back. The host keeps running.
+    pub fn cable(&self, name: &str, connected: bool) -> Result<()> {
+        let output = Command::new("ip").args(["-j", "link", "show"]).output()?;
+        let links: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let alias = format!("kprov:{}/{name}", self.cluster);
+        let link = links
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|link| link["ifalias"] == alias.as_str())
+            .and_then(|link| link["ifname"].as_str())
+            .with_context(|| format!("host `{name}` has no link"))?;
+        let status = Command::new("ip")
+            .args(["link", "set", link, if connected { "up" } else { "down" }])
+            .status()?;
+        ensure!(status.success(), "the link `{link}` can't be changed");
+        Ok(())
+    }
+
     /// Runs a script inside a host, past its `sshd`.
     pub fn inside(&self, name: &str, script: &str) -> Result<String> {
         let output = Command::new("nsenter")
@@ -205,6 +226,53 @@ impl Drop for Hosts {
         if !matches!(removed, Ok(Ok(()))) {
             tracing::error!(cluster = %self.cluster, "test hosts could not be removed");
         }
+    }
+}
+
+/// A file as an empty disk that a host can be lent; detached when dropped.
+pub struct Disk {
+    /// Its path, here as on the host.
+    pub device: String,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Disk {
+    /// A disk of so many MiB.
+    pub fn new(mib: u64) -> Result<Self> {
+        let file = tempfile::NamedTempFile::new_in("/var/tmp")?;
+        file.as_file().set_len(mib << 20)?;
+        let output = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(file.path())
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "no loop device: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let device = String::from_utf8(output.stdout)?.trim().to_owned();
+        Ok(Self { device, _file: file })
+    }
+
+    /// Shows it to a host, until that boots again.
+    pub fn lend(&self, hosts: &Hosts, host: &str) -> Result<()> {
+        let number = self.device.trim_start_matches("/dev/loop");
+        hosts.inside(host, &format!("[ -b {0} ] || mknod {0} b 7 {number}", self.device))?;
+        Ok(())
+    }
+
+    /// What `blkid` finds on it, such as its `TYPE` or `LABEL`.
+    pub fn holds(&self, what: &str) -> Result<String> {
+        let output = Command::new("blkid")
+            .args(["-p", "-o", "value", "-s", what, &self.device])
+            .output()?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.device]).status();
     }
 }
 

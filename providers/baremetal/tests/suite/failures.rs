@@ -3,58 +3,13 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use kprov_emulators::hosts::{ADMIN, Hosts, MERE_USER};
+use kprov_emulators::hosts::{ADMIN, Disk, Hosts, MERE_USER};
 use kprov_provider::{Advice, Provider, ProviderError};
 use kprov_provider_baremetal::{BaremetalConfig, BaremetalProvider, Trouble};
 use kprov_types::machine::{DataVolume, DiskSpec, MachineSpec, MachineState, NetworkSpec, Observed};
 use kprov_types::{ClusterName, MachineName, Role};
 
 use crate::room::{Entry, entry, inventory, possible, program, spec};
-
-/// A file as a block device; detached when dropped.
-struct Loop {
-    device: String,
-    _file: tempfile::NamedTempFile,
-}
-
-impl Loop {
-    fn new(mib: u64) -> Self {
-        let file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
-        file.as_file().set_len(mib << 20).unwrap();
-        let output = Command::new("losetup")
-            .arg("-f")
-            .arg("--show")
-            .arg(file.path())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let device = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-        Self { device, _file: file }
-    }
-
-    /// Shows the device to a host.
-    fn lend(&self, hosts: &Hosts, host: &str) {
-        let number = self.device.trim_start_matches("/dev/loop");
-        hosts
-            .inside(host, &format!("[ -b {0} ] || mknod {0} b 7 {number}", self.device))
-            .unwrap();
-    }
-
-    /// What `blkid` finds on it.
-    fn holds(&self) -> String {
-        let output = Command::new("blkid")
-            .args(["-p", "-o", "value", "-s", "TYPE", &self.device])
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.device]).status();
-    }
-}
 
 fn cluster() -> ClusterName {
     ClusterName::new("rack").unwrap()
@@ -148,8 +103,8 @@ async fn trouble_holds_up_nobody() {
     };
     let all: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), setup(name))).collect();
     hosts.start(&all).await.unwrap();
-    let disk = Loop::new(64);
-    disk.lend(&hosts, "node01");
+    let disk = Disk::new(64).unwrap();
+    disk.lend(&hosts, "node01").unwrap();
     assert!(
         Command::new("mkfs.ext4")
             .args(["-q", "-L", "precious", &disk.device])
@@ -219,7 +174,7 @@ async fn trouble_holds_up_nobody() {
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    assert_eq!(disk.holds(), "ext4", "the disk was touched");
+    assert_eq!(disk.holds("TYPE").unwrap(), "ext4", "the disk was touched");
 
     others_are_done(&hosts, &provider, &names).await;
 
@@ -238,7 +193,7 @@ async fn trouble_holds_up_nobody() {
     let observed = provider.observe(&cluster()).await.unwrap();
     assert_eq!(running(&observed), names.iter().cloned().collect());
     assert_eq!(hosts.inside("node20", "cat /run/kprov-node.pid").unwrap(), before);
-    assert_eq!(disk.holds(), "", "`--wipe` named it");
+    assert_eq!(disk.holds("TYPE").unwrap(), "", "`--wipe` named it");
     assert_eq!(observed.disks.len(), 1);
     assert_eq!(observed.disks[0].volume, DataVolume::Device(vec![disk.device.clone()]));
     let console = provider.console(&cluster(), &name("node20")).await.unwrap();
@@ -264,8 +219,8 @@ async fn what_is_in_use_is_never_touched() {
     }
     let hosts = Hosts::open(&program(), "bmuse", "10.99.63.0/24").await.unwrap();
     hosts.start(&[("cp", ""), ("w", "")]).await.unwrap();
-    let disk = Loop::new(64);
-    disk.lend(&hosts, "cp");
+    let disk = Disk::new(64).unwrap();
+    disk.lend(&hosts, "cp").unwrap();
     assert!(
         Command::new("mkfs.ext4")
             .args(["-q", &disk.device])
@@ -304,7 +259,13 @@ async fn what_is_in_use_is_never_touched() {
     let error = up(&provider, &machines).await.unwrap_err().to_string();
     assert!(error.contains("data that is not zero at its beginning"), "{error}");
 
-    // First-boot data that fail.
+    // First-boot data that fail, on a host that runs nothing: it was set up while the other was in trouble.
+    let provider = BaremetalProvider::new(BaremetalConfig::new(inventory(&hosts, &entries).await)).unwrap();
+    assert_eq!(
+        running(&provider.observe(&cluster()).await.unwrap()),
+        BTreeSet::from(["w".to_owned()])
+    );
+    provider.remove_machines(&cluster(), &[name("w")]).await.unwrap();
     let mut config = BaremetalConfig::new(inventory(&hosts, &entries).await);
     config.wipe.insert(name("cp"));
     let provider = BaremetalProvider::new(config).unwrap();
