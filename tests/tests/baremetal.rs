@@ -438,7 +438,7 @@ fn inventories_that_are_not_right() -> Result<()> {
         (
             "h.yaml",
             format!("{NATIVE}  - {{name: b, adress: 192.0.2.2}}\n"),
-            &["h.yaml:5`", "adress"],
+            &["h.yaml:5`", "host `b`", "adress"],
         ),
         ("h.yaml", "all:\n  hosts:\n    a: [\n".into(), &["h.yaml:"]),
     ];

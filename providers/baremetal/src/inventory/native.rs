@@ -106,7 +106,12 @@ pub(super) fn is_native(document: &Node) -> bool {
 /// Parses a file.
 pub(super) fn parse(file: &Utf8Path, text: &str, document: &Node) -> Result<Parsed, InventoryError> {
     let read: InventoryFile = serde_saphyr::from_str(text).map_err(|error| {
-        yaml::syntax(file, &error).hint("`kprov inventory schema` prints what an inventory file may say")
+        let error = yaml::syntax(file, &error);
+        let error = match host_at(document, error.place.line) {
+            Some(host) => error.of(&host),
+            None => error,
+        };
+        error.hint("`kprov inventory schema` prints what an inventory file may say")
     })?;
     let InventoryFile {
         api_version,
@@ -127,16 +132,34 @@ pub(super) fn parse(file: &Utf8Path, text: &str, document: &Node) -> Result<Pars
             format!("`{kind}` is not known; expected `{KIND}`"),
         ));
     }
-    let nodes: &[Node] = match document.get("hosts").map(|hosts| &hosts.value) {
-        Some(Value::List(nodes)) => nodes,
-        _ => &[],
-    };
+    let nodes = host_nodes(document);
     let mut parsed = Parsed::default();
     for (index, read) in hosts.into_iter().enumerate() {
         let place = Place::new(file, nodes.get(index).map_or(0, |node| node.line));
         parsed.hosts.push((host(read, &defaults, &place)?, place));
     }
     Ok(parsed)
+}
+
+fn host_nodes(document: &Node) -> &[Node] {
+    match document.get("hosts").map(|hosts| &hosts.value) {
+        Some(Value::List(nodes)) => nodes,
+        _ => &[],
+    }
+}
+
+/// The name of the host that a line belongs to: the last one that begins there or before, where nothing but hosts follows them.
+fn host_at(document: &Node, line: usize) -> Option<String> {
+    let end = document.entries()?.iter().map(|(key, _)| key.line);
+    let hosts = document.entries()?.iter().find(|(key, _)| key.name == "hosts")?.0.line;
+    if line <= hosts || end.into_iter().any(|next| next > hosts && next <= line) {
+        return None;
+    }
+    let node = host_nodes(document).iter().rev().find(|node| node.line <= line)?;
+    match &node.get("name")?.value {
+        Value::Scalar(name) => Some(name.clone()),
+        _ => None,
+    }
 }
 
 fn host(read: FileHost, defaults: &Defaults, place: &Place) -> Result<Host, InventoryError> {

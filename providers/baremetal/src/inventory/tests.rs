@@ -308,6 +308,17 @@ fn errors_name_file_line_and_host() {
         &native(&format!("{cp}  - {{name: b, labels: {{kubernetes.io/x: y}}}}\n")),
         "`h.yaml:5`: host `b`: a machine may not give itself the label `kubernetes.io/x`",
     );
+    let unknown = "unknown field `adress`, expected one of name, role, address, zone, labels, ssh, bmc, disk";
+    golden(
+        "h.yaml",
+        &native(&format!("{cp}  - name: b\n    adress: 10.0.0.2\n  - name: c\n")),
+        &format!("`h.yaml:6`: host `b`: {unknown}"),
+    );
+    golden(
+        "h.yaml",
+        &format!("{}nothing: 1\n", native(cp)),
+        "`h.yaml:5`: unknown field `nothing`, expected one of apiVersion, kind, defaults, hosts",
+    );
     golden(
         "h.ini",
         "[kube_control_plane]\na ansible_host=1.2.3.4\n[kube_nodes]\nb\n",

@@ -127,6 +127,12 @@ look() {
     [ -b "$real" ] || fail "there is no block device \`$1\`"
     what=$(holds "$real")
     [ -z "$what" ] || fail "disk $1|$what"
+    can_format "$1"
+}
+
+# kprov-node formats the disk.
+can_format() {
+    command -v mkfs.ext4 >/dev/null 2>&1 || fail "there is no \`mkfs.ext4\` to format \`$1\` with"
 }
 
 # DEVICE WIPE MARKER: takes a disk (`-` for a directory of the root file system) as this machine's data disk.
@@ -136,6 +142,7 @@ claim() {
     else
         real=$(readlink -f "$1")
         [ -b "$real" ] || fail "there is no block device \`$1\`"
+        can_format "$1"
         if [ ! -f $etc/disk.json ]; then
             what=$(holds "$real")
             case $what in
