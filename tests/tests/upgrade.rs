@@ -109,10 +109,15 @@ fn bad_releases_undo_themselves() -> Result<()> {
         for bad in all {
             let clients = Clients::start(&cluster, Vec::new())?;
             let start = Instant::now();
-            let out = cluster
+            let upgrade = cluster
                 .upgrade_command(std::slice::from_ref(&bad.payload), &bad.payload.version)
                 .args(["--health-timeout", "60"])
-                .output()?;
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            let forgotten = (bad.kind == "scheduler").then(|| forget_old_api_server(&cluster, &kubectl, first));
+            let out = upgrade.wait_with_output()?;
+            forgotten.transpose().with_context(|| diagnosis(&kubectl))?;
             let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
             clients.lost_nothing(&format!("a release with a bad {}", bad.kind), start.elapsed())?;
             ensure!(
@@ -145,6 +150,63 @@ fn bad_releases_undo_themselves() -> Result<()> {
         cluster.down()?;
     }
     Traces::nothing_left(&before)
+}
+
+/// While a bad scheduler is waited for, the image of the old API server goes as kubelet would remove it from a full disk: no pod
+/// uses it then, and where the machine had it from at first is gone. The way back needs it.
+fn forget_old_api_server(cluster: &Cluster, kubectl: &Kubectl, old: &Payload) -> Result<()> {
+    let machine = format!("{}-cp-0", cluster.name);
+    wait_for("API servers of the new release alone", Duration::from_mins(3), || {
+        let status = kubectl.get(&["machines.kprov.io", &machine])?["status"].clone();
+        let standby = status["standby"]["apiReady"] == true;
+        let servers = status["apiServers"].as_array().cloned().unwrap_or_default();
+        let new = servers.iter().all(|server| server["version"] != old.version.as_str());
+        let pods = kubectl.get(&[
+            "-n",
+            "kube-system",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=kube-scheduler",
+        ])?;
+        ensure!(
+            !standby && !servers.is_empty() && new && items(&pods).count() > 1,
+            "{status:#}"
+        );
+        Ok(())
+    })?;
+    // Stores put images by 20 s after a release has come.
+    std::thread::sleep(Duration::from_secs(15));
+    let digest = old.image("kube-apiserver")?;
+    let digest = digest.rsplit('@').next().unwrap_or_default();
+    let script = format!(
+        "ctr=$(find /var/lib/kprov/releases -name ctr | head -n 1)\n\
+         ctr() {{ \"$ctr\" -a /run/containerd/containerd.sock -n k8s.io images \"$@\"; }}\n\
+         names=$(ctr ls | awk '/{digest}/ {{ print $1 }}')\n\
+         test -n \"$names\" && ctr rm --sync $names && ! ctr ls | grep {digest}"
+    );
+    let init = init_of(&machine).with_context(|| format!("`{machine}` does not run"))?;
+    let out = std::process::Command::new("nsenter")
+        .args(["--target", &init, "--mount", "sh", "-ec", &script])
+        .output()?;
+    ensure!(
+        out.status.success(),
+        "the image of the old API server can't be removed: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+    eprintln!("removed: {}", String::from_utf8_lossy(&out.stdout).replace('\n', " "));
+    Ok(())
+}
+
+/// The process that a local machine began with.
+fn init_of(machine: &str) -> Option<String> {
+    let end = format!("/machines/{machine}");
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let is_it = line.starts_with("kprov machine-room init") && line.trim_end().ends_with(&end);
+        is_it.then(|| entry.file_name().to_string_lossy().into_owned())
+    })
 }
 
 /// The operator is killed 20 times while it upgrades, hop by hop of the chain where one is too short; each upgrade completes.
