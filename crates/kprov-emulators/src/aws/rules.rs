@@ -84,6 +84,9 @@ pub(super) async fn carry_out(proxy: &Proxy, call: Call) -> Result<Reply> {
     if reply.status.is_success() && call.action == "DeleteSubnet" {
         disassociate(proxy, &call).await?;
     }
+    if reply.status.is_success() && call.action == "DeleteNatGateway" {
+        take_interface_away(proxy, &call).await?;
+    }
     if reply.status.is_success()
         && let Some((_, element)) = MADE.iter().find(|(action, _)| *action == call.action)
         && let Some(root) = Element::parse(&reply.body)
@@ -91,6 +94,24 @@ pub(super) async fn carry_out(proxy: &Proxy, call: Call) -> Result<Reply> {
         proxy.faults.made(root.texts(element));
     }
     Ok(reply)
+}
+
+/// A NAT gateway's network interface goes with it.
+async fn take_interface_away(proxy: &Proxy, call: &Call) -> Result<()> {
+    let id = call.field("NatGatewayId").unwrap_or_default();
+    let gateways = proxy
+        .ask(call, "DescribeNatGateways", &[("NatGatewayId.1", id)])
+        .await?;
+    for interface in gateways.texts("networkInterfaceId") {
+        proxy
+            .ask(
+                call,
+                "DeleteNetworkInterface",
+                &[("NetworkInterfaceId", interface.as_str())],
+            )
+            .await?;
+    }
+    Ok(())
 }
 
 /// A subnet that is gone uses no route table any more.

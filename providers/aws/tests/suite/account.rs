@@ -82,6 +82,13 @@ impl Account {
                 .iter()
                 .map(|a| ("address", text(a.allocation_id()))),
         );
+        let interfaces = ec2.describe_network_interfaces().send().await.unwrap();
+        all.extend(
+            interfaces
+                .network_interfaces()
+                .iter()
+                .map(|i| ("interface", text(i.network_interface_id()))),
+        );
         let volumes: Vec<_> = ec2
             .describe_volumes()
             .max_results(500)
