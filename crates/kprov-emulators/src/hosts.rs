@@ -26,7 +26,7 @@ echo '@KEY@' >/etc/ssh/own/authorized_keys
 @SETUP@
 exec /usr/sbin/sshd -D -e -f /dev/null -o HostKey=/etc/ssh/own/host -o AuthorizedKeysFile=/etc/ssh/own/authorized_keys \
     -o StrictModes=no -o UsePAM=no -o PermitRootLogin=yes -o PasswordAuthentication=no -o LogLevel=VERBOSE \
-    -o UseDNS=no -o MaxStartups=100:30:200
+    -o UseDNS=no -o MaxStartups=100:30:200 -o 'Subsystem=sftp internal-sftp'
 ";
 
 /// Lets a user `admin` in, who may become root.
