@@ -49,6 +49,42 @@ impl Room {
         Ok(room)
     }
 
+    /// The namespace of another DHCP server, where there is one.
+    fn router(&self) -> String {
+        format!("{}r", self.0)
+    }
+
+    /// A network as it mostly is: somebody else's router gives out addresses, and knows nothing of booting.
+    fn with_router(&self) -> Result<Ended> {
+        let (name, router) = (&self.0, self.router());
+        ip(&format!("netns add {router}"))?;
+        ip(&format!(
+            "-n {name} link add v0 master br0 up type veth peer name eth0 netns {router}"
+        ))?;
+        ip(&format!("-n {router} link set eth0 up"))?;
+        ip(&format!("-n {router} addr add 10.92.7.2/24 dev eth0"))?;
+        let [a, b, c, d] = HOST;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "ip", "netns", "exec", &router, "dnsmasq"])
+            .args([
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--port=0",
+                "--user=root",
+            ])
+            .args(["--no-hosts", "--no-resolv", "--no-ping", "--dhcp-authoritative"])
+            .args(["--log-facility=/dev/null", "--pid-file=", "--leasefile-ro"])
+            .args([
+                "--interface=eth0",
+                "--bind-interfaces",
+                "--dhcp-range=10.92.7.50,10.92.7.60,1h",
+            ])
+            .arg(format!("--dhcp-host={MAC},{a}.{b}.{c}.{d}"))
+            .stdin(Stdio::null())
+            .spawn()?;
+        Ok(Ended(child))
+    }
+
     /// This thread, and all that it starts from now on, are in the namespace.
     fn enter(&self) -> Result<()> {
         let file = fs::File::open(format!("/run/netns/{}", self.0))?;
@@ -58,7 +94,9 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let _ = ip(&format!("netns del {}", self.0));
+        for name in [self.0.clone(), self.router()] {
+            let _ = ip(&format!("netns del {name}"));
+        }
     }
 }
 
@@ -66,7 +104,9 @@ impl Drop for Room {
 fn remove_stale() {
     for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let process = name.strip_prefix("kb").and_then(|id| id.parse::<u32>().ok());
+        let process = name
+            .strip_prefix("kb")
+            .and_then(|id| id.trim_end_matches('r').parse::<u32>().ok());
         if process.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
             let _ = ip(&format!("netns del {name}"));
         }
@@ -201,14 +241,7 @@ impl Stage {
     fn serve(&self, more: &[&str]) -> Command {
         let mut command = Command::new(&self.kprov);
         command
-            .args([
-                "boot",
-                "serve",
-                "--interface",
-                "br0",
-                "--dhcp",
-                "10.92.7.100-10.92.7.110",
-            ])
+            .args(["boot", "serve", "--interface", "br0"])
             .args([
                 "--console",
                 "ttyS0",
@@ -329,15 +362,18 @@ fn first_boot(stage: &Stage) -> Result<(String, reqwest::Client)> {
     Ok((script, http))
 }
 
+/// `kprov boot serve` gives out addresses itself.
+const DHCP: [&str; 2] = ["--dhcp", "10.92.7.100-10.92.7.110"];
+
 /// Runs in a thread of its own, since that enters a namespace.
-fn in_room(test: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+fn in_room(test: impl FnOnce(&Room) -> Result<()> + Send + 'static) -> Result<()> {
     let room = Room::new()?;
     let thread = std::thread::spawn({
         let name = room.0.clone();
         move || {
             let room = std::mem::ManuallyDrop::new(Room(name));
             room.enter()?;
-            test()
+            test(&room)
         }
     });
     thread.join().unwrap_or_else(|_| bail!("the test panicked"))
@@ -345,65 +381,76 @@ fn in_room(test: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
 
 #[test]
 fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
-    in_room(|| {
-        let stage = Stage::new()?;
-        stage.disk(b"")?;
-        let (script, http) = first_boot(&stage)?;
-        stage.first_boot(&script)?;
-        let [a, b, c, d] = SERVER;
-        let _files = Ended(
-            Command::new("setpriv")
-                .args([
-                    "--pdeathsig",
-                    "KILL",
-                    "busybox",
-                    "httpd",
-                    "-f",
-                    "-p",
-                    &format!("{a}.{b}.{c}.{d}:{FILES}"),
-                    "-h",
-                ])
-                .arg(stage.path("files"))
-                .spawn()?,
-        );
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let vm = Vm::default();
-        let bmc = runtime.block_on(controller(&stage, &vm))?;
-        let start = Instant::now();
-        let (done, said) = stage.served(&[])?;
-        ensure!(done, "{said}\nconsole:\n{}", stage.console());
-        let booted = start.elapsed();
-        ensure!(bmc.is_on() && bmc.boots_from().is_none(), "once only");
-        let url = format!("https://{NAME}:{}/v1/status", ports::NODE_SETUP);
-        let status: SetupStatus = runtime.block_on(async {
-            loop {
-                let asked = async { http.get(&url).send().await?.error_for_status()?.json().await };
-                match asked.await {
-                    Ok(status) => return Ok(status),
-                    Err(error) if start.elapsed() > BOOT => {
-                        return Err(anyhow::Error::from(error).context(format!("console:\n{}", stage.console())));
-                    }
-                    Err(_) => tokio::time::sleep(Duration::from_millis(300)).await,
-                }
-            }
-        })?;
-        println!(
-            "first-boot data after {:.1} s, kprov-node reports `{:?}` after {:.1} s",
-            booted.as_secs_f32(),
-            status.step,
-            start.elapsed().as_secs_f32()
-        );
-        vm.power(stage.dir.path(), None);
-        Ok(())
+    in_room(|_| boots(&DHCP))
+}
+
+#[test]
+fn a_host_boots_beside_a_dhcp_server_that_was_there_before() -> Result<()> {
+    in_room(|room| {
+        let _router = room.with_router()?;
+        boots(&[])
     })
+}
+
+/// From no power to kprov-node reporting in.
+fn boots(dhcp: &[&str]) -> Result<()> {
+    let stage = Stage::new()?;
+    stage.disk(b"")?;
+    let (script, http) = first_boot(&stage)?;
+    stage.first_boot(&script)?;
+    let [a, b, c, d] = SERVER;
+    let _files = Ended(
+        Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "busybox",
+                "httpd",
+                "-f",
+                "-p",
+                &format!("{a}.{b}.{c}.{d}:{FILES}"),
+                "-h",
+            ])
+            .arg(stage.path("files"))
+            .spawn()?,
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let vm = Vm::default();
+    let bmc = runtime.block_on(controller(&stage, &vm))?;
+    let start = Instant::now();
+    let (done, said) = stage.served(dhcp)?;
+    ensure!(done, "{said}\nconsole:\n{}", stage.console());
+    let booted = start.elapsed();
+    ensure!(bmc.is_on() && bmc.boots_from().is_none(), "once only");
+    let url = format!("https://{NAME}:{}/v1/status", ports::NODE_SETUP);
+    let status: SetupStatus = runtime.block_on(async {
+        loop {
+            let asked = async { http.get(&url).send().await?.error_for_status()?.json().await };
+            match asked.await {
+                Ok(status) => return Ok(status),
+                Err(error) if start.elapsed() > BOOT => {
+                    return Err(anyhow::Error::from(error).context(format!("console:\n{}", stage.console())));
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(300)).await,
+            }
+        }
+    })?;
+    println!(
+        "first-boot data after {:.1} s, kprov-node reports `{:?}` after {:.1} s",
+        booted.as_secs_f32(),
+        status.step,
+        start.elapsed().as_secs_f32()
+    );
+    vm.power(stage.dir.path(), None);
+    Ok(())
 }
 
 #[test]
 fn an_image_is_written_to_an_empty_disk_and_to_no_other() -> Result<()> {
-    in_room(|| {
+    in_room(|_| {
         let stage = Stage::new()?;
         // The smallest image that first-boot data can be put into.
         fs::create_dir_all(stage.path("root/etc"))?;
@@ -422,7 +469,10 @@ fn an_image_is_written_to_an_empty_disk_and_to_no_other() -> Result<()> {
         let vm = Vm::default();
         let _bmc = runtime.block_on(controller(&stage, &vm))?;
         let image = stage.path("image").display().to_string();
+        let [dhcp, range] = DHCP;
         let install = [
+            dhcp,
+            range,
             "--image",
             &image,
             "--install",
