@@ -135,14 +135,14 @@ async fn a_look_comes_to_an_end_however_few_requests_go_at_once() {
     cloud.arm.configure(|o| {
         o.rate = Some(Rate {
             burst: 3.0,
-            per_second: 20.0,
+            per_second: 2.0,
         });
     });
     cloud.arm.record.reset();
     let seen = cloud.provider().observe(&cloud.cluster).await.unwrap();
     assert_eq!(seen, made);
-    // It takes ten requests, three of which may go at once.
-    assert!(cloud.arm.record.total() > 13, "{:?}", cloud.arm.record.calls());
+    // It takes ten requests, of which three may go at once: some are refused, unless they are spread over seconds.
+    assert!(cloud.arm.record.total() > 10, "{:?}", cloud.arm.record.calls());
 }
 
 #[tokio::test(flavor = "multi_thread")]
