@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: measurements for docs/bench.md. Not tests: figures depend on the machine.
 
+use std::process::Command;
+
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -22,9 +24,6 @@ pub(crate) enum What {
     /// `up` and `down` of 1, 10 and 100 machines against the emulated Azure Resource Manager: calls and wall time.
     Azure,
 }
-
-/// What sets hosts up for comparison.
-const ANSIBLE: &[&str] = &["ansible-core==2.16.14"];
 
 pub(crate) fn run(what: What) -> Result<()> {
     match what {
@@ -65,16 +64,25 @@ pub(crate) fn run(what: What) -> Result<()> {
             )
         }
         What::Baremetal => {
-            debian::install(&["openssh-client", "openssh-server"])?;
-            let programs = Programs::build(true)?;
-            let ansible = python::venv("ansible", ANSIBLE)?.join("bin/ansible-playbook");
+            debian::install(&["binutils", "openssh-client", "openssh-server"])?;
+            // As `cargo xtask test` builds it; `ssh` and hosts do nearly all of the work.
+            let target = crate::cache::target()?;
+            let mut build = crate::run::cargo();
+            suite::lint(
+                &target,
+                build.args(["build", "--locked", "--workspace", "--all-targets"]),
+            );
+            execute(&mut build)?;
+            let programs = target.join("debug");
+            let node = crate::cache::dir()?.join("kprov-node-stripped");
             execute(
-                crate::run::cargo()
-                    .env("CARGO_TARGET_DIR", crate::cache::target()?)
-                    .args(["run", "--locked", "--release", "-p", "kprov-provider-baremetal"])
-                    .args(["--example", "setup-bench", "--"])
-                    .args([programs.dir.join("kprov"), programs.dir.join("kprov-node"), ansible]),
-            )
+                Command::new("strip")
+                    .arg(programs.join("kprov-node"))
+                    .arg("-o")
+                    .arg(&node),
+            )?;
+            let ansible = python::venv(python::ANSIBLE.0, python::ANSIBLE.1)?.join("bin/ansible-playbook");
+            execute(Command::new(programs.join("examples/setup-bench")).args([programs.join("kprov"), node, ansible]))
         }
         What::Azure => {
             // As `cargo xtask test` builds it: nothing is compiled twice.

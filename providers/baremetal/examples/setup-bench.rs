@@ -2,6 +2,9 @@
 //!
 //! `setup-bench ROOM NODE [ANSIBLE]`: a program that offers `machine-room`, a kprov-node whose size counts (hosts run a stub of
 //! that size), and `ansible-playbook`. Run by `cargo xtask bench baremetal`; needs root.
+//!
+//! Two tables: hosts set up by kprov alone, where each waits for its host most of the time (a program of a few bytes); and the
+//! same with a program of kprov-node's size, beside Ansible, where copying and encrypting it counts.
 #![expect(clippy::print_stdout, reason = "a measurement")]
 
 use std::fmt::Write as _;
@@ -19,7 +22,10 @@ use kprov_types::{ClusterName, MachineName, Role};
 use sha2::{Digest as _, Sha256};
 
 const HOSTS: usize = 100;
-const PARALLEL: &[usize] = &[5, 10, 20, 50];
+/// So many hosts, so many at once.
+const GROWTH: &[(usize, usize)] = &[(25, 5), (50, 5), (100, 5), (100, 10), (100, 20), (100, 50)];
+/// So many at once, of all hosts, beside Ansible.
+const BESIDE: &[usize] = &[20];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
@@ -40,23 +46,29 @@ async fn main() -> Result<()> {
         start.elapsed().as_secs_f64()
     );
 
-    let stub = hosts.files().join("kprov-node");
-    let size = std::fs::metadata(&node).with_context(|| format!("no `{node}`"))?.len();
-    let digest = write_stub(&stub, usize::try_from(size)?)?;
-    let first_boot =
-        format!("#!/bin/sh\n# {digest}\necho '{{}}' >/etc/kprov/node.json\nexec /usr/local/bin/kprov-node run\n");
     let inventory = inventory(&hosts, &names).await?;
-    println!("kprov-node: {} MiB\n", size >> 20);
+    let small = Stub::write(&hosts.files().join("small"), 0)?;
+    println!("\n| hosts | at once | kprov | a host, times how many at once |\n|---|---|---|---|");
+    for (count, parallel) in GROWTH {
+        let took = kprov(&inventory, &small, *parallel, &names[..*count])
+            .await?
+            .as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let each = took * *parallel as f64 / *count as f64;
+        println!("| {count} | {parallel} | {took:.1} s | {each:.2} s |");
+    }
+
+    let size = std::fs::metadata(&node).with_context(|| format!("no `{node}`"))?.len();
+    let large = Stub::write(&hosts.files().join("kprov-node"), usize::try_from(size)?)?;
+    println!("\nkprov-node: {} MiB\n", size >> 20);
     println!("| hosts at once | kprov | Ansible |\n|---|---|---|");
-    for parallel in PARALLEL {
-        let ours = kprov(&inventory, &stub, *parallel, &first_boot, &names).await?;
+    for parallel in BESIDE {
+        let ours = kprov(&inventory, &large, *parallel, &names).await?;
         let theirs = match &ansible {
-            Some(ansible) => format!(
-                "{:.1} s",
-                with_ansible(ansible, &hosts, &names, &stub, *parallel)
-                    .await?
-                    .as_secs_f64()
-            ),
+            Some(ansible) => {
+                let took = with_ansible(ansible, &hosts, &names, &large.path, *parallel).await?;
+                format!("{:.1} s", took.as_secs_f64())
+            }
             None => "not at hand".into(),
         };
         println!("| {parallel} | {:.1} s | {theirs} |", ours.as_secs_f64());
@@ -64,7 +76,27 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// A program of kprov-node's size that does nothing, and its digest.
+/// A program in kprov-node's place that does nothing.
+struct Stub {
+    path: Utf8PathBuf,
+    /// First-boot data that start it.
+    first_boot: String,
+}
+
+impl Stub {
+    /// One of at least this size.
+    fn write(path: &Utf8Path, size: usize) -> Result<Self> {
+        let digest = write_stub(path, size)?;
+        Ok(Self {
+            path: path.to_owned(),
+            first_boot: format!(
+                "#!/bin/sh\n# {digest}\necho '{{}}' >/etc/kprov/node.json\nexec /usr/local/bin/kprov-node run\n"
+            ),
+        })
+    }
+}
+
+/// Writes a program of this size that does nothing; returns its digest.
 fn write_stub(path: &Utf8Path, size: usize) -> Result<String> {
     let mut text = "#!/bin/sh\n[ \"$1\" = run ] && exec sleep 3600\nexit 0\n".to_owned();
     // Not to be compressed to nothing on the way.
@@ -95,18 +127,18 @@ async fn inventory(hosts: &Hosts, names: &[String]) -> Result<Inventory> {
     Ok(load(&Disk, &path)?)
 }
 
-/// Sets all hosts up, checks that all run, and removes everything again; the time of the first.
-async fn kprov(
-    inventory: &Inventory,
-    stub: &Utf8Path,
-    parallel: usize,
-    first_boot: &str,
-    names: &[String],
-) -> Result<Duration> {
-    let mut config = BaremetalConfig::new(inventory.clone());
-    config.parallel = parallel;
-    config.node_binary = Some(stub.to_owned());
-    let provider = BaremetalProvider::new(config)?;
+/// Sets hosts up, checks that all run, and removes everything again; the time of the first.
+async fn kprov(inventory: &Inventory, stub: &Stub, parallel: usize, names: &[String]) -> Result<Duration> {
+    let mut inventory = inventory.clone();
+    inventory.hosts.truncate(names.len());
+    let provider = |parallel: usize| {
+        let mut config = BaremetalConfig::new(inventory.clone());
+        config.parallel = parallel;
+        config.node_binary = Some(stub.path.clone());
+        BaremetalProvider::new(config)
+    };
+    let remover = provider(50)?;
+    let provider = provider(parallel)?;
     let cluster = ClusterName::new("bench")?;
     let mut specs = Vec::new();
     for name in names {
@@ -116,7 +148,7 @@ async fn kprov(
             zone: None,
             size: None,
             image: None,
-            first_boot: FirstBoot(first_boot.to_owned()),
+            first_boot: FirstBoot(stub.first_boot.clone()),
             data_disk: false,
         });
     }
@@ -131,8 +163,10 @@ async fn kprov(
     let running = made.iter().filter(|m| m.state == MachineState::Running).count();
     ensure!(running == names.len(), "{running} of {} hosts run", names.len());
     let names: Vec<MachineName> = specs.into_iter().map(|spec| spec.name).collect();
-    provider.remove_machines(&cluster, &names).await?;
-    let left = provider.leftovers(&cluster).await?;
+    // Not measured.
+    drop(provider);
+    remover.remove_machines(&cluster, &names).await?;
+    let left = remover.leftovers(&cluster).await?;
     ensure!(left.is_empty(), "left: {left:?}");
     Ok(took)
 }
