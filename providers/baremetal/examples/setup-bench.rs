@@ -3,8 +3,8 @@
 //! `setup-bench ROOM NODE [ANSIBLE]`: a program that offers `machine-room`, a kprov-node whose size counts (hosts run a stub of
 //! that size), and `ansible-playbook`. Run by `cargo xtask bench baremetal`; needs root.
 //!
-//! Two tables: hosts set up by kprov alone, where each waits for its host most of the time (a program of a few bytes); and the
-//! same with a program of kprov-node's size, beside Ansible, where copying and encrypting it counts.
+//! First hosts set up by kprov alone with a program of a few bytes; then all with one of kprov-node's size, beside Ansible, where
+//! copying and encrypting it counts.
 #![expect(clippy::print_stdout, reason = "a measurement")]
 
 use std::fmt::Write as _;
@@ -60,18 +60,15 @@ async fn main() -> Result<()> {
 
     let size = std::fs::metadata(&node).with_context(|| format!("no `{node}`"))?.len();
     let large = Stub::write(&hosts.files().join("kprov-node"), usize::try_from(size)?)?;
-    println!("\nkprov-node: {} MiB\n", size >> 20);
-    println!("| hosts at once | kprov | Ansible |\n|---|---|---|");
+    println!("\nkprov-node: {} MiB", size >> 20);
     for parallel in BESIDE {
+        // Each as soon as it's there: Ansible takes its time.
         let ours = kprov(&inventory, &large, *parallel, &names).await?;
-        let theirs = match &ansible {
-            Some(ansible) => {
-                let took = with_ansible(ansible, &hosts, &names, &large.path, *parallel).await?;
-                format!("{:.1} s", took.as_secs_f64())
-            }
-            None => "not at hand".into(),
-        };
-        println!("| {parallel} | {:.1} s | {theirs} |", ours.as_secs_f64());
+        println!("kprov, {parallel} at once: {:.1} s", ours.as_secs_f64());
+        if let Some(ansible) = &ansible {
+            let theirs = with_ansible(ansible, &hosts, &names, &large.path, *parallel).await?;
+            println!("Ansible, {parallel} at once: {:.1} s", theirs.as_secs_f64());
+        }
     }
     Ok(())
 }
