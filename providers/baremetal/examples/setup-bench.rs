@@ -3,8 +3,8 @@
 //! `setup-bench ROOM NODE [ANSIBLE]`: a program that offers `machine-room`, a kprov-node whose size counts (hosts run a stub of
 //! that size), and `ansible-playbook`. Run by `cargo xtask bench baremetal`; needs root.
 //!
-//! First some hosts with a program of kprov-node's size, beside Ansible, where copying and encrypting it counts; then up to all by
-//! kprov alone with a program of a few bytes.
+//! Two tables: hosts set up by kprov alone, where each waits for its host most of the time (a program of a few bytes); and the
+//! same with a program of kprov-node's size, beside Ansible, where copying and encrypting it counts.
 #![expect(clippy::print_stdout, reason = "a measurement")]
 
 use std::fmt::Write as _;
@@ -24,8 +24,8 @@ use sha2::{Digest as _, Sha256};
 const HOSTS: usize = 100;
 /// So many hosts, so many at once.
 const GROWTH: &[(usize, usize)] = &[(25, 5), (50, 5), (100, 5), (100, 10), (100, 20), (100, 50)];
-/// So many hosts, so many at once, beside Ansible, which takes its time.
-const BESIDE: (usize, usize) = (25, 10);
+/// So many at once, of all hosts, beside Ansible.
+const BESIDE: &[usize] = &[20];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
@@ -47,22 +47,6 @@ async fn main() -> Result<()> {
     );
 
     let inventory = inventory(&hosts, &names).await?;
-    let size = std::fs::metadata(&node).with_context(|| format!("no `{node}`"))?.len();
-    let large = Stub::write(&hosts.files().join("kprov-node"), usize::try_from(size)?)?;
-    let (count, parallel) = BESIDE;
-    println!("\n{count} hosts, {parallel} at once, kprov-node of {} MiB", size >> 20);
-    // Each as soon as it's there.
-    let ours = kprov(&inventory, &large, parallel, &names[..count]).await?;
-    println!("kprov: {:.1} s", ours.as_secs_f64());
-    if let Some(ansible) = &ansible {
-        let theirs = with_ansible(ansible, &hosts, &names[..count], &large.path, parallel).await?;
-        println!(
-            "Ansible: {:.1} s, {:.1} times as long",
-            theirs.as_secs_f64(),
-            theirs.as_secs_f64() / ours.as_secs_f64()
-        );
-    }
-
     let small = Stub::write(&hosts.files().join("small"), 0)?;
     println!("\n| hosts | at once | kprov | a host, times how many at once |\n|---|---|---|---|");
     for (count, parallel) in GROWTH {
@@ -74,6 +58,21 @@ async fn main() -> Result<()> {
         println!("| {count} | {parallel} | {took:.1} s | {each:.2} s |");
     }
 
+    let size = std::fs::metadata(&node).with_context(|| format!("no `{node}`"))?.len();
+    let large = Stub::write(&hosts.files().join("kprov-node"), usize::try_from(size)?)?;
+    println!("\nkprov-node: {} MiB\n", size >> 20);
+    println!("| hosts at once | kprov | Ansible |\n|---|---|---|");
+    for parallel in BESIDE {
+        let ours = kprov(&inventory, &large, *parallel, &names).await?;
+        let theirs = match &ansible {
+            Some(ansible) => {
+                let took = with_ansible(ansible, &hosts, &names, &large.path, *parallel).await?;
+                format!("{:.1} s", took.as_secs_f64())
+            }
+            None => "not at hand".into(),
+        };
+        println!("| {parallel} | {:.1} s | {theirs} |", ours.as_secs_f64());
+    }
     Ok(())
 }
 
