@@ -101,12 +101,11 @@ fn has_to_leave(pod: &SlimPod, shelters: &[Vec<Taint>]) -> bool {
         .into_iter()
         .any(|o| o.controller == Some(true) && o.kind == "DaemonSet");
     let mirror = pod.annotation(MIRROR_ANNOTATION).is_some();
-    let finished = matches!(pod.status.phase.as_str(), "Succeeded" | "Failed");
     // The control plane and the operator are rolled, never moved: they're what does the moving.
     let ours = pod.metadata.namespace.as_deref() == Some(kprov_bootstrap::manifests::NAMESPACE)
         && (pod.label(PLANE_LABEL).is_some() || pod.label(NAME_LABEL) == Some(Workload::Operator.as_str()));
     let elsewhere = shelters.iter().any(|taints| tolerates(&pod.spec.tolerations, taints));
-    !of_daemon_set && !mirror && !finished && !ours && elsewhere
+    !of_daemon_set && !mirror && !pod.finished() && !ours && elsewhere
 }
 
 /// Whether a pod may be scheduled in spite of a node's taints.

@@ -68,7 +68,7 @@ pub(super) fn node(node: &SlimNode) -> NodeFacts {
 /// A pod of one of the [`Workload`]s, or none of them.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct PodFacts {
-    /// `None`: a static pod, or another that no workload of ours runs.
+    /// `None`: a static pod, another that no workload of ours runs, or one that has ended.
     pub(super) workload: Option<Workload>,
     pub(super) machine: Option<String>,
     pub(super) release: Option<ReleaseRef>,
@@ -83,15 +83,18 @@ pub(super) struct PodFacts {
 pub(super) fn pod(pod: &SlimPod) -> PodFacts {
     let ready = pod.status.conditions.iter().find(|c| c.kind == "Ready");
     let static_pod = pod.annotation(MIRROR_ANNOTATION).is_some();
+    // One that has ended for good runs nothing any more, and may stay listed for ever: kubelet refuses pods for good that it finds bound
+    // to its Node when it starts anew (`NodeAffinity`, before 1.22 while the Node's labels are not here yet).
+    let runs = !pod.finished();
     let plane = pod.label(PLANE_LABEL).is_none_or(|plane| plane == SELF_HOSTED);
     let workload = Workload::ALL
         .into_iter()
         .find(|w| pod.label(NAME_LABEL) == Some(w.as_str()))
-        .filter(|_| plane && !static_pod);
+        .filter(|_| plane && !static_pod && runs);
     PodFacts {
         workload,
         machine: pod.spec.node_name.clone(),
-        release: release_of(pod.metadata.annotations.as_ref()),
+        release: release_of(pod.metadata.annotations.as_ref()).filter(|_| runs),
         revision: pod.label(REVISION_LABEL).and_then(|r| r.parse().ok()).unwrap_or(0),
         created: pod.created(),
         ready: ready.is_some_and(|c| c.status == "True"),

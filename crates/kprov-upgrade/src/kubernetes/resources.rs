@@ -131,6 +131,13 @@ impl<S, T> Slim<S, T> {
     }
 }
 
+impl SlimPod {
+    /// Its containers have ended for good.
+    pub(super) fn finished(&self) -> bool {
+        matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+}
+
 impl<S, T> Resource for Slim<S, T> {
     type DynamicType = ApiResource;
     type Scope = DynamicResourceScope;

@@ -224,6 +224,26 @@ fn static_pods_are_no_instances() {
     );
 }
 
+/// A kubelet that starts anew may refuse pods for good, and they stay listed.
+#[test]
+fn pods_that_have_ended_are_no_instances() {
+    let mut facts = Facts::default();
+    DAEMON_SETS.fill(&mut facts, [workload("kube-apiserver", |_| ())]);
+    let phases = ["Running", "Failed", "Succeeded"].map(|phase| {
+        let mut pod = api_server("a", 1, "1.35.6");
+        pod["metadata"]["name"] = json!(phase);
+        pod["status"]["phase"] = json!(phase);
+        pod
+    });
+    PODS.fill(&mut facts, phases);
+    let seen = seen(&facts);
+    let instances = &seen.observed.workloads[&Workload::ApiServer].instances;
+    assert_eq!(
+        instances.iter().map(|i| i.name.as_str()).collect::<Vec<_>>(),
+        ["Running"]
+    );
+}
+
 #[test]
 fn machines_are_their_nodes_and_what_they_tell() {
     let run = RunOrder {
