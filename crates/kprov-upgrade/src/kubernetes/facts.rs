@@ -84,7 +84,7 @@ pub(super) fn pod(pod: &SlimPod) -> PodFacts {
     let ready = pod.status.conditions.iter().find(|c| c.kind == "Ready");
     let static_pod = pod.annotation(MIRROR_ANNOTATION).is_some();
     // One that has ended for good runs nothing any more, and may stay listed for ever: kubelet refuses pods for good that it finds bound
-    // to its Node when it starts anew (`NodeAffinity`, before 1.22 while the Node's labels are not here yet).
+    // to its Node when it starts anew (`NodeAffinity`, seen with 1.20 while the Node's labels are not here yet).
     let runs = !pod.finished();
     let plane = pod.label(PLANE_LABEL).is_none_or(|plane| plane == SELF_HOSTED);
     let workload = Workload::ALL
