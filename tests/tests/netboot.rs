@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kprov_bootstrap::pki;
-use kprov_emulators::bmc::{Manners, PASSWORD, StandIn, USER};
+use kprov_emulators::bmc::{Boot, Manners, PASSWORD, StandIn, USER};
 use kprov_types::machine::{Endpoint, Role};
 use kprov_types::node::{NODE_CONFIG_PATH, NodeConfig, NodeNetwork, ReleaseSource, SetupStatus};
 use kprov_types::{Digest, MachineName, ports};
@@ -143,20 +143,41 @@ impl Drop for Ended {
 struct Vm(Arc<Mutex<Option<Ended>>>);
 
 impl Vm {
-    fn power(&self, dir: &Path, boot: Option<&str>) {
+    fn power(&self, dir: &Path, boot: Option<Boot<'_>>) {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *running = None;
-        let Some(source) = boot else { return };
+        let Some(boot) = boot else { return };
         let console = dir.join("console");
+        let cd = dir.join("cd.iso");
+        let mut network = format!("virtio-net-pci,netdev=n0,mac={MAC}");
+        let order = match (boot.target, boot.image) {
+            ("Pxe", _) => "n",
+            ("Cd", Some(url)) => {
+                // The controller fetches what it shows as a CD; this network card can't boot by itself.
+                network.push_str(",romfile=");
+                let fetched = Command::new("curl").args(["-fsS", "-o"]).arg(&cd).arg(url).status();
+                if fetched.is_ok_and(|status| status.success()) {
+                    "d"
+                } else {
+                    return;
+                }
+            }
+            _ => "c",
+        };
         // It ends with this test, however that ends.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-accel", "tcg", "-m", "1280", "-display", "none", "-monitor", "none"])
-            .args(["-boot", if source == "Pxe" { "n" } else { "c" }])
+            .args(["-boot", order])
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
             .args(["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"])
-            .args(["-device", &format!("virtio-net-pci,netdev=n0,mac={MAC}")])
+            .args(["-device", &network])
+            .args(if order == "d" {
+                vec!["-cdrom".as_ref(), cd.as_os_str()]
+            } else {
+                vec![]
+            })
             .arg("-drive")
             .arg(format!("file={},if=none,id=d0,format=raw", dir.join("disk").display()))
             .args(["-device", "virtio-blk-pci,drive=d0,serial=kprovdisk1"])
@@ -384,6 +405,12 @@ fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
     in_room(|_| boots(&DHCP))
 }
 
+/// A network card without firmware: iPXE comes by the controller, on a virtual CD that is out again afterwards.
+#[test]
+fn a_host_boots_from_a_virtual_cd() -> Result<()> {
+    in_room(|_| boots(&[&DHCP[..], &["--virtual-media"]].concat()))
+}
+
 #[test]
 fn a_host_boots_beside_a_dhcp_server_that_was_there_before() -> Result<()> {
     in_room(|room| {
@@ -425,6 +452,7 @@ fn boots(dhcp: &[&str]) -> Result<()> {
     ensure!(done, "{said}\nconsole:\n{}", stage.console());
     let booted = start.elapsed();
     ensure!(bmc.is_on() && bmc.boots_from().is_none(), "once only");
+    ensure!(bmc.image().is_none(), "the CD is out again");
     let url = format!("https://{NAME}:{}/v1/status", ports::NODE_SETUP);
     let status: SetupStatus = runtime.block_on(async {
         loop {

@@ -81,8 +81,17 @@ impl Default for Manners {
     }
 }
 
+/// What a system boots from.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot<'a> {
+    /// The boot target, such as `Pxe`.
+    pub target: &'a str,
+    /// The URL of what is in its virtual drive.
+    pub image: Option<&'a str>,
+}
+
 /// Called with what the system boots from when it gets power, and with nothing when it loses it.
-pub type PowerHook = Box<dyn FnMut(Option<&str>) + Send>;
+pub type PowerHook = Box<dyn FnMut(Option<Boot<'_>>) + Send>;
 
 struct Machine {
     manners: Manners,
@@ -371,7 +380,10 @@ impl Machine {
             } else {
                 self.boot.take()
             };
-            (self.hook)(Some(target.as_deref().unwrap_or("Hdd")));
+            (self.hook)(Some(Boot {
+                target: target.as_deref().unwrap_or("Hdd"),
+                image: self.image.as_deref(),
+            }));
         } else {
             (self.hook)(None);
         }

@@ -16,6 +16,7 @@ const TEST_PACKAGES: &[&str] = &[
     "curl",
     "etcd-client",
     "etcd-server",
+    "fdisk",
     "ignition",
     "openssh-client",
     "openssh-server",
@@ -30,6 +31,7 @@ const BOOT_PACKAGES: &[&str] = &[
     "busybox-static",
     "dnsmasq-base",
     "e2fsprogs",
+    "ipxe",
     "ipxe-qemu",
     "qemu-system-x86",
 ];

@@ -50,7 +50,7 @@ async fn power_and_boot_source_reach_the_system() {
     let hook = seen.clone();
     let bmc = StandIn::start(
         Manners::default(),
-        Box::new(move |power| hook.lock().unwrap().push(power.map(str::to_owned))),
+        Box::new(move |power| hook.lock().unwrap().push(power.map(|boot| boot.target.to_owned()))),
     )
     .await
     .unwrap();

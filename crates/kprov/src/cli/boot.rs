@@ -68,6 +68,10 @@ pub(crate) struct BootServeArgs {
     /// Have each host with a BMC boot from the network now: what runs there is switched off.
     #[arg(long)]
     pub power_on: bool,
+    /// With `--power-on`, boot each host from iPXE on a virtual CD, for network cards that can't boot by themselves. The BMC
+    /// fetches it from this machine, and what comes after it comes over the network as ever.
+    #[arg(long, requires = "power_on")]
+    pub virtual_media: bool,
     /// End once every host runs its first-boot data, or is installed.
     #[arg(long)]
     pub until_booted: bool,

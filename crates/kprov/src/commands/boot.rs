@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use anyhow::{Context as _, Result};
 use camino::Utf8Path;
 use ipnet::Ipv4Net;
-use kprov_provider_baremetal::boot::{BootConfig, BootError, BootHost, Dhcp, Event, Mac, Mode, Server, initrd};
+use kprov_provider_baremetal::boot::{BootConfig, BootError, BootHost, CD, Dhcp, Event, Mac, Mode, Server, initrd};
 use kprov_provider_baremetal::inventory::{self, Host};
 use kprov_provider_baremetal::redfish::{Bmc, BmcError, BootTarget, Limits, PowerState};
 use kprov_types::MachineName;
@@ -86,12 +86,19 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
         n => format!("{n} hosts"),
     };
     reporter.step("", &format!("boot {count} from {}", server.url()));
-    if !server.missing_programs().is_empty() {
+    let (cds, missing): (Vec<&str>, Vec<&str>) = server.missing_programs().iter().partition(|name| **name == CD);
+    if args.virtual_media && !cds.is_empty() {
+        return Err(UserError::new(format!("iPXE's `{CD}` is not on this machine"))
+            .hint("install it (Debian: `apt-get install ipxe`)")
+            .into());
+    }
+    if !missing.is_empty() {
         reporter.note(&format!(
             "warning: iPXE's programs {} are not on this machine (Debian: `apt-get install ipxe`); only firmware with iPXE in it can boot here",
-            server.missing_programs().join(", ")
+            missing.join(", ")
         ));
     }
+    let cd = args.virtual_media.then(|| server.cd_url());
     let controllers: BTreeMap<_, _> = found
         .hosts
         .iter()
@@ -101,14 +108,16 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
         .collect();
     let mut power = JoinSet::new();
     for host in controllers.values().filter(|host| host.bmc.is_some()).cloned() {
-        reporter.step(host.name.as_str(), "switch on, to boot from the network");
+        let from = if cd.is_some() { "a virtual CD" } else { "the network" };
+        reporter.step(host.name.as_str(), &format!("switch on, to boot from {from}"));
+        let cd = cd.clone();
         power.spawn(async move {
-            let done = boot_from_network(&host).await;
+            let done = boot_from_network(&host, cd.as_deref()).await;
             (host.name, done)
         });
     }
     let mut left: BTreeSet<MachineName> = hosts.iter().map(|host| host.name.clone()).collect();
-    while !(args.until_booted && left.is_empty()) {
+    while !(args.until_booted && left.is_empty() && power.is_empty()) {
         tokio::select! {
             Some(done) = power.join_next() => {
                 let (name, done) = done?;
@@ -124,8 +133,9 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
                     }
                     // Some controllers would have it boot from the network for ever.
                     Event::Boots => if let Some(host) = controllers.get(&name).cloned() {
+                        let cd = cd.clone();
                         power.spawn(async move {
-                            let done = boot_as_before(&host).await;
+                            let done = boot_as_before(&host, cd.as_deref()).await;
                             (host.name, done)
                         });
                     },
@@ -146,21 +156,32 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Has a host boot from the network, whatever runs there now.
-async fn boot_from_network(host: &Host) -> Result<(), BmcError> {
+/// Has a host boot from the network, by way of a CD where one is given, whatever runs there now.
+async fn boot_from_network(host: &Host, cd: Option<&str>) -> Result<(), BmcError> {
     let Some(entry) = &host.bmc else { return Ok(()) };
     let bmc = Bmc::open(entry, Limits::default()).await?;
     // Some controllers take a change of the boot order only while there is no power.
     if bmc.power().await? != PowerState::Off {
         bmc.power_off().await?;
     }
-    bmc.boot_once(BootTarget::Pxe).await?;
+    match cd {
+        Some(url) => {
+            bmc.insert_media(url).await?;
+            bmc.boot_once(BootTarget::Cd).await?;
+        }
+        None => bmc.boot_once(BootTarget::Pxe).await?,
+    }
     bmc.power_on().await
 }
 
-async fn boot_as_before(host: &Host) -> Result<(), BmcError> {
+/// Once iPXE runs, it needs its CD no more.
+async fn boot_as_before(host: &Host, cd: Option<&str>) -> Result<(), BmcError> {
     let Some(entry) = &host.bmc else { return Ok(()) };
-    Bmc::open(entry, Limits::default()).await?.boot_as_before().await
+    let bmc = Bmc::open(entry, Limits::default()).await?;
+    if cd.is_some() {
+        bmc.eject_media().await?;
+    }
+    bmc.boot_as_before().await
 }
 
 /// The hosts that can boot here, with what becomes of each.

@@ -132,6 +132,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
         "ipxe-arm64.efi",
         &["/usr/lib/ipxe/ipxe-arm64.efi", "/usr/share/ipxe/arm64-efi/ipxe.efi"],
     ),
+    (super::CD, &["/usr/lib/ipxe/ipxe.iso", "/usr/share/ipxe/ipxe.iso"]),
 ];
 
 /// Puts iPXE's programs where TFTP offers them; tells which of them this machine does not have.

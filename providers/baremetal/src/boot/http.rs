@@ -13,7 +13,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 
-use super::{BootHost, Event, Mac, Mode, Shared, dnsmasq};
+use super::{BootHost, CD, Event, Mac, Mode, Shared, dnsmasq};
 
 /// Reports are a line.
 const REPORT_LIMIT: usize = 1000;
@@ -26,6 +26,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/image", get(image))
         .route("/image.sha256", get(image_digest))
         .route("/ipxe.efi", get(ipxe))
+        .route("/ipxe.iso", get(cd))
         .route("/hosts/{mac}/ipxe", get(script))
         .route("/hosts/{mac}/first-boot", get(first_boot))
         .route("/hosts/{mac}/report", post(report))
@@ -38,9 +39,9 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// iPXE knows its own hardware address only when it runs.
+/// iPXE knows only when it runs which interface it got here by, and its hardware address.
 async fn chain(State(shared): State<Arc<Shared>>) -> String {
-    format!("#!ipxe\nchain {}/hosts/${{net0/mac:hexhyp}}/ipxe || exit\n", shared.url)
+    format!("#!ipxe\nchain {}/hosts/${{netX/mac:hexhyp}}/ipxe || exit\n", shared.url)
 }
 
 /// What a host boots: the installer's environment while it's to be installed, else whatever comes next in its order.
@@ -100,7 +101,15 @@ async fn image_digest(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn ipxe(State(shared): State<Arc<Shared>>) -> Response {
-    match dnsmasq::program(&shared.directory, "ipxe.efi") {
+    program(&shared, "ipxe.efi").await
+}
+
+async fn cd(State(shared): State<Arc<Shared>>) -> Response {
+    program(&shared, CD).await
+}
+
+async fn program(shared: &Shared, name: &str) -> Response {
+    match dnsmasq::program(&shared.directory, name) {
         Some(path) => file(&path).await,
         None => StatusCode::NOT_FOUND.into_response(),
     }

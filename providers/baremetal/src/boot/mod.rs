@@ -32,6 +32,8 @@ pub use dnsmasq::Dhcp;
 
 /// Where hosts fetch what they boot from.
 pub const PORT: u16 = 10204;
+/// iPXE on a CD, for hosts whose network card can't boot by itself.
+pub const CD: &str = "ipxe.iso";
 
 /// A hardware address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -357,6 +359,11 @@ impl Server {
     /// The URL that hosts fetch from.
     pub fn url(&self) -> &str {
         &self.shared.url
+    }
+
+    /// The URL of iPXE's CD.
+    pub fn cd_url(&self) -> String {
+        format!("{}/{CD}", self.shared.url)
     }
 
     /// iPXE's programs that this machine does not have: firmware that brings no iPXE of its own cannot boot without.
