@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Duration;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use kprov_release::{Fetcher, Payload, Store, StoreConfig, store, upload};
 use kprov_types::Digest;
 use kprov_types::release::ImageComponent;
@@ -55,6 +55,11 @@ impl Machine {
         self.room.path().join("store")
     }
 
+    /// Its store, where containerd has its content elsewhere.
+    fn store_beside(&self, content: &Utf8Path) -> Store {
+        open_at(self.dir(), vec![content.to_owned()], &self.wanted, &self.files)
+    }
+
     fn want_all(&self) {
         self.wanted.send_replace(upload::named_by(self.payload.release()));
     }
@@ -98,9 +103,19 @@ fn open(
     wanted: &watch::Sender<BTreeSet<Digest>>,
     files: &watch::Sender<BTreeMap<Digest, Utf8PathBuf>>,
 ) -> Store {
+    let places = vec![room.path().join("absent"), room.path().join("content")];
+    open_at(room.path().join("store"), places, wanted, files)
+}
+
+fn open_at(
+    dir: Utf8PathBuf,
+    places: Vec<Utf8PathBuf>,
+    wanted: &watch::Sender<BTreeSet<Digest>>,
+    files: &watch::Sender<BTreeMap<Digest, Utf8PathBuf>>,
+) -> Store {
     Store::new(StoreConfig {
-        dir: room.path().join("store"),
-        places: vec![room.path().join("absent"), room.path().join("content")],
+        dir,
+        places,
         files: files.subscribe(),
         wanted: wanted.subscribe(),
     })
@@ -404,13 +419,7 @@ async fn what_others_remove_is_kept_on_the_same_file_system_and_on_another() {
         let machine = Machine::new().await;
         let guard = elsewhere.map_or_else(tempfile::tempdir, tempfile::tempdir_in).unwrap();
         let content = Utf8PathBuf::try_from(guard.path().to_owned()).unwrap();
-        let store = Store::new(StoreConfig {
-            dir: machine.dir(),
-            places: vec![content.clone()],
-            files: machine.files.subscribe(),
-            wanted: machine.wanted.subscribe(),
-        })
-        .unwrap();
+        let store = machine.store_beside(&content);
         // What containerd has of it: images, and an index that no release names.
         let release = machine.payload.release();
         let host_files: BTreeSet<_> = release.host_files.iter().map(|file| &file.digest).collect();
@@ -442,13 +451,7 @@ async fn a_damaged_copy_is_not_kept() {
     let machine = Machine::new().await;
     let guard = tempfile::tempdir_in("/dev/shm").unwrap();
     let content = Utf8PathBuf::try_from(guard.path().to_owned()).unwrap();
-    let store = Store::new(StoreConfig {
-        dir: machine.dir(),
-        places: vec![content.clone()],
-        files: machine.files.subscribe(),
-        wanted: machine.wanted.subscribe(),
-    })
-    .unwrap();
+    let store = machine.store_beside(&content);
     machine.want_all();
     let image = &machine.payload.release().image(ImageComponent::Etcd).unwrap().digest;
     fs::write(content.join(image.hex()), "torn").unwrap();
