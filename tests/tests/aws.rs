@@ -8,15 +8,17 @@ use kprov_e2e::{Traces, full, upgrades};
 /// workers in three zones with `--full`, else one and one. No public addresses.
 #[test]
 fn machines_live() -> Result<()> {
-    let before = Traces::list();
-    {
-        let range = "10.84.0.0/16".parse()?;
-        let aws = Aws::start("room-aws", range, true)?;
-        let chain = upgrades()?.into_iter().next().context("no chain")?;
-        let size = if full() { (3, 3) } else { (1, 1) };
-        scenario::life(&aws, "e2e-aws", range, &chain[..2], size)?;
+    for chain in upgrades()? {
+        let before = Traces::list();
+        {
+            let range = "10.84.0.0/16".parse()?;
+            let aws = Aws::start("room-aws", range, true)?;
+            let size = if full() { (3, 3) } else { (1, 1) };
+            scenario::life(&aws, "e2e-aws", range, &chain[..2], size)?;
+        }
+        Traces::nothing_left(&before)?;
     }
-    Traces::nothing_left(&before)
+    Ok(())
 }
 
 /// `kprov up` and `kprov down` killed at their calls to AWS; with public addresses.

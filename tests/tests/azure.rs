@@ -10,15 +10,17 @@ use serde_json::{Value, json};
 /// workers in three zones with `--full`, else one and one. No public addresses.
 #[test]
 fn machines_live() -> Result<()> {
-    let before = Traces::list();
-    {
-        let range = "10.82.0.0/16".parse()?;
-        let azure = Azure::start("room-azure", range, true)?;
-        let chain = upgrades()?.into_iter().next().context("no chain")?;
-        let size = if full() { (3, 3) } else { (1, 1) };
-        scenario::life(&azure, "e2e-azure", range, &chain[..2], size)?;
+    for chain in upgrades()? {
+        let before = Traces::list();
+        {
+            let range = "10.82.0.0/16".parse()?;
+            let azure = Azure::start("room-azure", range, true)?;
+            let size = if full() { (3, 3) } else { (1, 1) };
+            scenario::life(&azure, "e2e-azure", range, &chain[..2], size)?;
+        }
+        Traces::nothing_left(&before)?;
     }
-    Traces::nothing_left(&before)
+    Ok(())
 }
 
 /// `kprov up` and `kprov down` killed at their calls to Azure; with public addresses.
