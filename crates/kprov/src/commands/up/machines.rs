@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
 use kprov_provision::Wanted;
 use kprov_types::cluster;
-use kprov_types::machine::{Disk, Machine, Network, Observed};
+use kprov_types::machine::{Disk, Machine, MachineState, Network, Observed};
 use kprov_types::node::{Bundle, ControlPlaneSettings, NodeConfig, ReleaseSource, SetupStep};
 use kprov_types::release::Arch;
 use kprov_types::{Digest, MachineName, Role};
@@ -26,6 +26,8 @@ use crate::setup::{Delivery, SetupClient};
 const ASK: Duration = Duration::from_millis(300);
 /// How long a control-plane machine may show no sign of life.
 const BOOT_LIMIT: Duration = Duration::from_mins(3);
+/// How long one that has told of itself may say nothing before the provider is asked whether it runs at all.
+const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Offers the payload and kprov-node to machines while `up` runs.
 pub(super) async fn serve_release(prepared: &Prepared, network: &Network) -> Result<Source> {
@@ -160,7 +162,7 @@ async fn one(
         .with_context(|| format!("machine `{name}` has no address"))?;
     let client = SetupClient::new(address, &identity.certificate, &secrets.setup_client)?;
     let start = tokio::time::Instant::now();
-    let mut seen = false;
+    let mut seen = None;
     let mut delivered = false;
     reporter.step(name, "booting");
     loop {
@@ -169,7 +171,7 @@ async fn one(
         }
         match client.status().await {
             Ok(status) => {
-                seen = true;
+                seen = Some(tokio::time::Instant::now());
                 reporter.step(name, step(status.step));
                 if let Some(message) = &status.message {
                     reporter.message(name, message);
@@ -194,9 +196,15 @@ async fn one(
             }
             Err(error) => {
                 tracing::debug!("setup endpoint of {name}: {error:#}");
-                // After it was seen its closing means that it's set up; before, that it hasn't booted or was set up long ago.
-                if !seen && start.elapsed() > BOOT_LIMIT {
-                    return Err(never_booted(prepared, machine).await);
+                // After it was seen its closing means that it's set up, or has failed; before, that it hasn't booted or was set up
+                // long ago.
+                match seen {
+                    None if start.elapsed() > BOOT_LIMIT => return Err(never_booted(prepared, machine).await),
+                    Some(last) if last.elapsed() > SILENCE_LIMIT => {
+                        ensure_runs(prepared, machine).await?;
+                        seen = Some(tokio::time::Instant::now());
+                    }
+                    _ => {}
                 }
             }
         }
@@ -227,6 +235,27 @@ async fn never_booted(prepared: &Prepared, machine: &Machine) -> anyhow::Error {
     ))
     .hint("see its console above; `kprov up` tries again, `kprov down` removes it")
     .into()
+}
+
+/// An error if the provider says that a machine runs no more.
+async fn ensure_runs(prepared: &Prepared, machine: &Machine) -> Result<()> {
+    let observed = prepared.provider.observe(&prepared.spec.name).await;
+    let stopped = observed.is_ok_and(|observed| {
+        observed
+            .machines
+            .iter()
+            .any(|m| m.name == machine.name && m.state == MachineState::Stopped)
+    });
+    if !stopped {
+        return Ok(());
+    }
+    let console = console(prepared, &machine.name).await;
+    Err(UserError::new(format!(
+        "machine `{}` has stopped while it was set up{console}",
+        machine.name
+    ))
+    .hint("see its console above; `kprov up` tries again, `kprov down` removes it")
+    .into())
 }
 
 /// The last lines a machine printed, for an error.
