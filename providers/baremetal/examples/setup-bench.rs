@@ -3,8 +3,9 @@
 //! `setup-bench ROOM NODE [ANSIBLE]`: a program that offers `machine-room`, a kprov-node whose size counts (hosts run a stub of
 //! that size), and `ansible-playbook`. Run by `cargo xtask bench baremetal`; needs root.
 //!
-//! Two tables: hosts set up by kprov alone, where each waits for its host most of the time (a program of a few bytes); and the
-//! same with a program of kprov-node's size, beside Ansible, where copying and encrypting it counts.
+//! Two tables: hosts that are slow to answer (each SSH session starts a second late, and the program is a few bytes), so that
+//! waiting counts, as with hosts that have processors of their own; and hosts as they are with a program of kprov-node's size,
+//! beside Ansible, where copying and encrypting it counts.
 #![expect(clippy::print_stdout, reason = "a measurement")]
 
 use std::fmt::Write as _;
@@ -22,10 +23,12 @@ use kprov_types::{ClusterName, MachineName, Role};
 use sha2::{Digest as _, Sha256};
 
 const HOSTS: usize = 100;
+/// Run by `sshd` at the start of each session (sshd(8), `SSHRC`).
+const SLOW: &str = "/etc/ssh/sshrc";
 /// So many hosts, so many at once.
-const GROWTH: &[(usize, usize)] = &[(25, 5), (50, 5), (100, 5), (100, 10), (100, 20), (100, 50)];
-/// So many at once, of all hosts, beside Ansible.
-const BESIDE: &[usize] = &[20];
+const GROWTH: &[(usize, usize)] = &[(25, 5), (50, 5), (50, 10), (100, 10), (100, 20)];
+/// The same beside Ansible, which takes seconds of processor time a host.
+const BESIDE: &[(usize, usize)] = &[(25, 10), (HOSTS, 20)];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
@@ -48,6 +51,9 @@ async fn main() -> Result<()> {
 
     let inventory = inventory(&hosts, &names).await?;
     let small = Stub::write(&hosts.files().join("small"), 0)?;
+    for name in &names {
+        hosts.inside(name, &format!("echo 'sleep 1' >{SLOW}"))?;
+    }
     println!("\n| hosts | at once | kprov | a host, times how many at once |\n|---|---|---|---|");
     for (count, parallel) in GROWTH {
         let took = kprov(&inventory, &small, *parallel, &names[..*count])
@@ -58,20 +64,24 @@ async fn main() -> Result<()> {
         println!("| {count} | {parallel} | {took:.1} s | {each:.2} s |");
     }
 
+    for name in &names {
+        hosts.inside(name, &format!("rm {SLOW}"))?;
+    }
     let size = std::fs::metadata(&node).with_context(|| format!("no `{node}`"))?.len();
     let large = Stub::write(&hosts.files().join("kprov-node"), usize::try_from(size)?)?;
     println!("\nkprov-node: {} MiB\n", size >> 20);
-    println!("| hosts at once | kprov | Ansible |\n|---|---|---|");
-    for parallel in BESIDE {
-        let ours = kprov(&inventory, &large, *parallel, &names).await?;
+    println!("| hosts | at once | kprov | Ansible | kprov is faster |\n|---|---|---|---|---|");
+    for (count, parallel) in BESIDE {
+        let names = &names[..*count];
+        let ours = kprov(&inventory, &large, *parallel, names).await?.as_secs_f64();
         let theirs = match &ansible {
             Some(ansible) => {
-                let took = with_ansible(ansible, &hosts, &names, &large.path, *parallel).await?;
-                format!("{:.1} s", took.as_secs_f64())
+                let took = with_ansible(ansible, &hosts, names, &large.path, *parallel).await?;
+                format!("{:.1} s | {:.1} times", took.as_secs_f64(), took.as_secs_f64() / ours)
             }
-            None => "not at hand".into(),
+            None => "not at hand | ".into(),
         };
-        println!("| {parallel} | {:.1} s | {theirs} |", ours.as_secs_f64());
+        println!("| {count} | {parallel} | {ours:.1} s | {theirs} |");
     }
     Ok(())
 }
