@@ -253,25 +253,31 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
     Traces::nothing_left(&here)
 }
 
-/// One control-plane host and one worker, from an Ansible inventory as kubespray's users have it: a user who is not root, group
-/// variables, known hosts, addresses inside, a disk for etcd.
+/// Three control-plane hosts and two workers, from an Ansible inventory as kubespray's users have it: a user who is not root, group
+/// variables, a range, known hosts, addresses inside, a disk for etcd each.
 #[test]
-fn one_and_one_from_an_ansible_inventory() -> Result<()> {
+fn three_and_two_from_an_ansible_inventory() -> Result<()> {
+    const CONTROL_PLANE: [&str; 3] = ["node1", "node2", "node3"];
+    const ALL: [&str; 5] = ["node1", "node2", "node3", "node4", "node5"];
     let payload = payloads()?.into_iter().next().context("no payload")?;
     let here = Traces::list();
     {
         let rack = Rack::open("e2ebma", "10.99.72.0/24")?;
-        rack.start(&[("node1", ADMIN), ("node2", ADMIN)])?;
-        let disk = Disk::new(512)?;
-        disk.lend(&rack.hosts, "node1")?;
-        let before = rack.traces(&["node1", "node2"])?;
+        rack.start(&ALL.map(|host| (host, ADMIN)))?;
+        let mut disks = Vec::new();
+        for host in CONTROL_PLANE {
+            let disk = Disk::new(512)?;
+            disk.lend(&rack.hosts, host)?;
+            disks.push(disk);
+        }
+        let before = rack.traces(&ALL)?;
         let cluster = Cluster::new("e2e-bma")?;
         let directory = rack.hosts.files().join("inventory");
         std::fs::create_dir_all(directory.join("group_vars/all"))?;
         let known = directory.join("known_hosts");
         let mut lines = String::new();
         let mut hosts = String::new();
-        for name in ["node1", "node2"] {
+        for name in ALL {
             let address = rack.address(name)?;
             writeln!(lines, "{address} {}", rack.hosts.host_key(name)?)?;
             writeln!(hosts, "{name} ansible_host={address} ip={address}")?;
@@ -283,27 +289,36 @@ fn one_and_one_from_an_ansible_inventory() -> Result<()> {
         );
         std::fs::write(directory.join("group_vars/all/all.yml"), vars)?;
         let inventory = directory.join("inventory.ini");
+        let mut control_plane = String::new();
+        for (host, disk) in CONTROL_PLANE.iter().zip(&disks) {
+            writeln!(control_plane, "{host} kprov_disk={}", disk.device)?;
+        }
         let text = format!(
-            "[all]\n{hosts}\n[kube_control_plane]\nnode1 kprov_disk={}\n\n[etcd]\nnode1\n\n[kube_node]\nnode[2:2]\n\n\
-             [k8s_cluster:children]\nkube_control_plane\nkube_node\n",
-            disk.device
+            "[all]\n{hosts}\n[kube_control_plane]\n{control_plane}\n[etcd]\nnode[1:3]\n\n[kube_node]\nnode[4:5]\n\n\
+             [k8s_cluster:children]\nkube_control_plane\nkube_node\n"
         );
         std::fs::write(&inventory, text)?;
         let start = Instant::now();
         up(&cluster, &payload, &inventory)?;
         eprintln!(
-            "1 + 1 from an Ansible inventory: up after {:.1} s",
+            "3 + 2 from an Ansible inventory: up after {:.1} s",
             start.elapsed().as_secs_f32()
         );
-        self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 1)?;
-        let mounted = format!("awk '$1 == \"{}\" {{ print $2 }}' /proc/mounts", disk.device);
-        let place = rack.hosts.inside("node1", &mounted)?;
-        rack.hosts
-            .inside("node1", &format!("[ -d {}/etcd/member ]", place.trim()))
-            .context("etcd is not on its disk")?;
+        self_hosted(&cluster.kubectl(&payload)?, &payload, 3, 2)?;
+        for (host, disk) in CONTROL_PLANE.iter().zip(&disks) {
+            let mounted = format!("awk '$1 == \"{}\" {{ print $2 }}' /proc/mounts", disk.partition());
+            let place = rack.hosts.inside(host, &mounted)?;
+            rack.hosts
+                .inside(host, &format!("[ -d {}/etcd/member ]", place.trim()))
+                .with_context(|| format!("etcd of `{host}` is not on its disk's partition"))?;
+        }
         cluster.down()?;
         rack.as_before(&before)?;
-        ensure!(disk.holds("TYPE")?.is_empty(), "the disk is given back empty");
+        for disk in &disks {
+            for what in ["TYPE", "PTTYPE"] {
+                ensure!(disk.holds(what)?.is_empty(), "the disk is not given back empty");
+            }
+        }
     }
     Traces::nothing_left(&here)
 }

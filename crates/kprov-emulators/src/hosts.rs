@@ -231,7 +231,7 @@ impl Drop for Hosts {
 
 /// A file as an empty disk that a host can be lent; detached when dropped.
 pub struct Disk {
-    /// Its path, here as on the host.
+    /// Its path, here as on the host. Its partitions appear as `losetup --partscan` makes them.
     pub device: String,
     _file: tempfile::NamedTempFile,
 }
@@ -242,7 +242,7 @@ impl Disk {
         let file = tempfile::NamedTempFile::new_in("/var/tmp")?;
         file.as_file().set_len(mib << 20)?;
         let output = Command::new("losetup")
-            .args(["-f", "--show"])
+            .args(["-f", "--show", "--partscan"])
             .arg(file.path())
             .output()?;
         ensure!(
@@ -259,6 +259,11 @@ impl Disk {
         let number = self.device.trim_start_matches("/dev/loop");
         hosts.inside(host, &format!("[ -b {0} ] || mknod {0} b 7 {number}", self.device))?;
         Ok(())
+    }
+
+    /// The path of its first partition, there or not.
+    pub fn partition(&self) -> String {
+        format!("{}p1", self.device)
     }
 
     /// What `blkid` finds on it, such as its `TYPE` or `LABEL`.

@@ -104,16 +104,22 @@ async fn mount_device(candidates: &[String]) -> Result<(), VolumeError> {
     } else {
         appearance(candidates).await?
     };
+    // The kernel's own name, not a link's: by that other programs see in `/proc/mounts` that the disk is in use.
+    let device = Utf8Path::new(&device)
+        .canonicalize_utf8()
+        .map_or(device, Utf8PathBuf::into_string);
     let failed = |program, output: &Output| VolumeError::Failed {
         program,
         device: device.clone(),
         message: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     };
-    let probe = run("blkid", &["-p", "-s", "TYPE", "-o", "value", &device]).await?;
-    let found = String::from_utf8_lossy(&probe.stdout).trim().to_owned();
+    let probe = run("blkid", &["-p", "-s", "TYPE", "-s", "PTTYPE", "-o", "value", &device]).await?;
+    let found = String::from_utf8_lossy(&probe.stdout);
+    let found = found.split_whitespace().collect::<Vec<_>>().join(", ");
     match (probe.status.code(), found.as_str()) {
         (Some(0), "ext4") => {}
-        (Some(NOTHING_FOUND), "") => {
+        // Of a partition it always knows something: its entry in the table.
+        (Some(NOTHING_FOUND | 0), "") => {
             tracing::info!(device, "formatting the empty data disk");
             let made = run("mkfs.ext4", &["-q", "-L", LABEL, &device]).await?;
             if !made.status.success() {

@@ -87,6 +87,18 @@ pub(crate) fn choose(want: &DiskMatch, devices: &[Device]) -> Result<String, Str
     }
 }
 
+/// The name of a disk's first partition, where the disk is called `path` and the kernel calls it `device`: udev appends `-part1` to
+/// its stable names (udev's `60-persistent-storage.rules`), the kernel `1`, after a `p` where a digit comes before it.
+pub(crate) fn first_partition(path: &str, device: &str) -> String {
+    if path.starts_with("/dev/disk/by-") {
+        format!("{path}-part1")
+    } else if device.ends_with(|last: char| last.is_ascii_digit()) {
+        format!("{device}p1")
+    } else {
+        format!("{device}1")
+    }
+}
+
 fn describe<'a>(devices: impl Iterator<Item = &'a Device>) -> String {
     let all: Vec<String> = devices
         .map(|d| {
@@ -145,6 +157,20 @@ mod tests {
         assert!(why.starts_with("more than one fits: `sda` (476 GiB, Samsung"), "{why}");
         let why = want(|w| w.min_gib = Some(5000)).unwrap_err();
         assert!(why.starts_with("none fits; there are `sda`"), "{why}");
+    }
+
+    #[test]
+    fn partitions_are_named_as_udev_and_the_kernel_name_them() {
+        let named = |path, device, partition| assert_eq!(first_partition(path, device), partition);
+        named("/dev/sdb", "/dev/sdb", "/dev/sdb1");
+        named("/dev/nvme0n1", "/dev/nvme0n1", "/dev/nvme0n1p1");
+        named(
+            "/dev/disk/by-id/wwn-0x5000",
+            "/dev/sdb",
+            "/dev/disk/by-id/wwn-0x5000-part1",
+        );
+        // A name that somebody else gave it.
+        named("/dev/etcd", "/dev/vdb", "/dev/vdb1");
     }
 
     #[test]

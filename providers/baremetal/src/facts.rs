@@ -28,7 +28,22 @@ pub(crate) struct MachineMarker {
 pub(crate) struct DiskMarker {
     pub(crate) cluster: ClusterName,
     pub(crate) machine: MachineName,
+    /// The disk that the volume is on, if it has one of its own.
+    pub(crate) device: Option<String>,
     pub(crate) volume: DataVolume,
+}
+
+impl DiskMarker {
+    /// The partition of the disk that the volume is; `None` where it's a directory, or a device as it is.
+    pub(crate) fn partition(&self) -> Option<&str> {
+        let DataVolume::Device(paths) = &self.volume else {
+            return None;
+        };
+        paths
+            .first()
+            .filter(|path| Some(*path) != self.device.as_ref())
+            .map(String::as_str)
+    }
 }
 
 /// A host as it is.

@@ -10,7 +10,7 @@ use crate::error::{HostError, Trouble};
 use crate::facts::{DiskMarker, Facts, MachineMarker};
 use crate::inventory::Host;
 use crate::ssh::Input;
-use crate::{BaremetalProvider, disk, machine};
+use crate::{BaremetalProvider, disk, disks, machine};
 
 /// The data directory of a control-plane host without a data disk.
 pub(crate) const DATA: &str = "/var/lib/kprov/data";
@@ -31,30 +31,55 @@ impl BaremetalProvider {
     /// Takes a host's data disk, after checking that the host can become a machine at all: nothing is left half done.
     pub(crate) async fn ensure_disk(&self, cluster: &ClusterName, host: &Host) -> Result<Disk, HostError> {
         let facts = self.facts(host).await?;
-        if let Some(marker) = facts.disk.as_ref().filter(|marker| marker.cluster == *cluster) {
+        let known = facts.disk.as_ref().filter(|marker| marker.cluster == *cluster);
+        if let Some(marker) = known
+            && facts.machine.is_some()
+        {
             return Ok(disk(&host.name, marker.volume.clone()));
         }
         let check = facts.check(host, Some(cluster), arch());
         check.map_err(|trouble| self.of(host, trouble))?;
-        let path = self.disk_path(host).await?;
-        let volume = match &path {
-            None => DataVolume::Directory(DATA.into()),
-            Some(path) => DataVolume::Device(vec![path.clone()]),
+        // One that is claimed already may have been left without its partition.
+        let marker = match known {
+            Some(marker) => marker.clone(),
+            None => self.new_disk(cluster, host).await?,
         };
-        let marker = DiskMarker {
-            cluster: cluster.clone(),
-            machine: host.name.clone(),
-            volume: volume.clone(),
-        };
-        let marker = json(&marker).map_err(|trouble| self.of(host, trouble))?;
+        let text = json(&marker).map_err(|trouble| self.of(host, trouble))?;
         let wipe = if self.config.wipe.contains(&host.name) {
             "wipe"
         } else {
             "keep"
         };
-        let arguments = [path.as_deref().unwrap_or("-"), wipe, &marker];
+        let or_none = |path: Option<&str>| path.unwrap_or("-").to_owned();
+        let (device, partition) = (or_none(marker.device.as_deref()), or_none(marker.partition()));
+        let arguments = [&device, &partition, wipe, &text];
         self.connections.run(host, "claim", &arguments, Input::Nothing).await?;
-        Ok(disk(&host.name, volume))
+        Ok(disk(&host.name, marker.volume))
+    }
+
+    /// The data disk that a host is to have.
+    async fn new_disk(&self, cluster: &ClusterName, host: &Host) -> Result<DiskMarker, HostError> {
+        let device = self.disk_path(host).await?;
+        let volume = match &device {
+            None => DataVolume::Directory(DATA.into()),
+            Some(path) => {
+                let partition = self.partition(host, path).await?;
+                DataVolume::Device(vec![partition.unwrap_or_else(|| path.clone())])
+            }
+        };
+        Ok(DiskMarker {
+            cluster: cluster.clone(),
+            machine: host.name.clone(),
+            device,
+            volume,
+        })
+    }
+
+    /// The path that the partition of a disk will have; `None` for what is used as it is.
+    async fn partition(&self, host: &Host, path: &str) -> Result<Option<String>, HostError> {
+        let reply = self.connections.run(host, "kind", &[path], Input::Nothing).await?;
+        let whole = reply.get("whole") == "yes";
+        Ok(whole.then(|| disks::first_partition(path, reply.get("device"))))
     }
 
     /// Gives a host's data disk back, empty.
@@ -63,10 +88,7 @@ impl BaremetalProvider {
         let Some(marker) = facts.disk.filter(|marker| marker.cluster == *cluster) else {
             return Ok(());
         };
-        let path = match marker.volume {
-            DataVolume::Directory(_) => "-".to_owned(),
-            DataVolume::Device(paths) => paths.into_iter().next().unwrap_or_else(|| "-".into()),
-        };
+        let path = marker.device.unwrap_or_else(|| "-".into());
         self.connections
             .run(host, "release", &[&path], Input::Nothing)
             .await

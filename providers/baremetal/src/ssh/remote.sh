@@ -102,16 +102,19 @@ holds() {
         echo "free|$(echo "$found" | tr '\n' ' ' | sed 's/ $//')${label:+ with the label \`$label\`}"
         return
     }
-    [ "$(head -c 1048576 "$1" | tr -d '\0' | head -c 1 | wc -c)" -gt 0 ] && echo "free|data that is not zero at its beginning"
+    # Up to where the first partition of a disk would have its superblock.
+    [ "$(head -c 2097152 "$1" | tr -d '\0' | head -c 1 | wc -c)" -gt 0 ] && echo "free|data that is not zero at its beginning"
     return 0
 }
 
 # Leaves nothing on a disk that anybody would take for data.
 blank() {
-    for part in $(lsblk -nro PATH "$1" 2>/dev/null | sort -r) "$1"; do
+    for part in $(lsblk -nro PATH "$1" 2>/dev/null | grep -vxF "$1" | sort -r) "$1"; do
+        [ -b "$part" ] || continue
         command -v wipefs >/dev/null 2>&1 && wipefs -a -q -f "$part" >/dev/null 2>&1
         dd if=/dev/zero of="$part" bs=1M count=1 conv=fsync 2>/dev/null || fail "\`$part\` can't be written"
     done
+    dd if=/dev/zero of="$1" bs=1M seek=1 count=1 conv=fsync 2>/dev/null
     command -v blockdev >/dev/null 2>&1 && blockdev --rereadpt "$1" 2>/dev/null
     return 0
 }
@@ -119,6 +122,20 @@ blank() {
 put_file() {
     mkdir -p "${1%/*}"
     cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1" || fail "\`$1\` can't be written"
+}
+
+# Whether a block device is a whole disk. That gets a partition; a partition, or a volume made of others, is used as it is.
+whole() {
+    [ -e "/sys/class/block/${1##*/}" ] && [ ! -e "/sys/class/block/${1##*/}/partition" ] || return 1
+    case ${1##*/} in dm-* | md*) return 1 ;; esac
+}
+
+# DEVICE: what it is.
+kind() {
+    real=$(readlink -f "$1")
+    [ -b "$real" ] || fail "there is no block device \`$1\`"
+    say device "$real"
+    if whole "$real"; then say whole yes; else say whole no; fi
 }
 
 # DEVICE: whether a disk is there and empty.
@@ -130,12 +147,34 @@ look() {
     can_format "$1"
 }
 
-# kprov-node formats the disk.
+# A disk is partitioned here, and kprov-node formats it.
 can_format() {
-    command -v mkfs.ext4 >/dev/null 2>&1 || fail "there is no \`mkfs.ext4\` to format \`$1\` with"
+    for program in sfdisk mkfs.ext4; do
+        command -v $program >/dev/null 2>&1 || fail "there is no \`$program\` to partition and format \`$1\` with"
+    done
 }
 
-# DEVICE WIPE MARKER: takes a disk (`-` for a directory of the root file system) as this machine's data disk.
+# DISK PARTITION: makes one partition of all of an empty disk.
+partition() {
+    # Type: Linux file system data (https://uapi-group.org/specifications/specs/discoverable_partitions_specification/).
+    printf 'label: gpt\ntype=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name=kprov-data\n' |
+        sfdisk -q --wipe always --wipe-partitions always "$1" >/dev/null 2>&1 || fail "\`sfdisk\` can't partition \`$1\`"
+    # For kernels that read no partition tables by themselves.
+    command -v partx >/dev/null 2>&1 && partx -u "$1" >/dev/null 2>&1
+    # In a container's `/dev` nobody makes nodes.
+    numbers=$(for one in "/sys/class/block/${1##*/}"/*/partition; do cat "${one%/partition}/dev" 2>/dev/null; done)
+    if ! grep -q '^[^ ]* /dev devtmpfs ' /proc/mounts && [ ! -b "$2" ] && [ -n "$numbers" ]; then
+        mknod "$2" b "${numbers%:*}" "${numbers#*:}"
+    fi
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        [ -b "$2" ] && return
+        sleep 0.5
+    done
+    fail "partition \`$2\` of \`$1\` does not appear"
+}
+
+# DEVICE PARTITION WIPE MARKER: takes a disk (`-` for a directory of the root file system) as this machine's data disk, with one
+# partition (`-` for none).
 claim() {
     if [ "$1" = - ]; then
         mkdir -p $etc $state/data
@@ -149,14 +188,16 @@ claim() {
                 "") ;;
                 used*) fail "disk $1|$what" ;;
                 *)
-                    [ "$2" = wipe ] || fail "disk $1|$what"
+                    [ "$3" = wipe ] || fail "disk $1|$what"
                     blank "$real"
                     ;;
             esac
         fi
         mkdir -p $etc
     fi
-    printf '%s\n' "$3" | put_file $etc/disk.json 600
+    printf '%s\n' "$4" | put_file $etc/disk.json 600
+    # The marker comes first: a disk with a partition on it and no marker would be somebody else's.
+    if [ "$2" != - ] && [ -z "$(holds "$real")" ]; then partition "$real" "$2"; fi
 }
 
 # DEVICE: gives the data disk back, empty.
@@ -294,7 +335,7 @@ step=$1
 shift
 echo KPROV-BEGIN
 case $step in
-    facts | disks | look | claim | release | has | put | install | stop | remove | printed) "$step" "$@" ;;
+    facts | disks | kind | look | claim | release | has | put | install | stop | remove | printed) "$step" "$@" ;;
     *) fail "there is no step \`$step\`" ;;
 esac
 echo KPROV-END

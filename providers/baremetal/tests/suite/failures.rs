@@ -194,8 +194,9 @@ async fn trouble_holds_up_nobody() {
     assert_eq!(running(&observed), names.iter().cloned().collect());
     assert_eq!(hosts.inside("node20", "cat /run/kprov-node.pid").unwrap(), before);
     assert_eq!(disk.holds("TYPE").unwrap(), "", "`--wipe` named it");
+    assert_eq!(disk.holds("PTTYPE").unwrap(), "gpt");
     assert_eq!(observed.disks.len(), 1);
-    assert_eq!(observed.disks[0].volume, DataVolume::Device(vec![disk.device.clone()]));
+    assert_eq!(observed.disks[0].volume, DataVolume::Device(vec![disk.partition()]));
     let console = provider.console(&cluster(), &name("node20")).await.unwrap();
     assert_eq!(console, None, "what it runs prints nothing");
 
