@@ -323,6 +323,53 @@ fn three_and_two_from_an_ansible_inventory() -> Result<()> {
     Traces::nothing_left(&here)
 }
 
+/// A host whose disk can't be formatted: told as soon as kprov-node has ended there, in its words; and once that is mended the next
+/// `up` carries on.
+#[test]
+fn a_host_fails_while_it_is_set_up() -> Result<()> {
+    let payload = payloads()?.into_iter().next().context("no payload")?;
+    let here = Traces::list();
+    {
+        let rack = Rack::open("e2ebmf", "10.99.74.0/24")?;
+        rack.start(&[("m1", "")])?;
+        let disk = Disk::new(512)?;
+        disk.lend(&rack.hosts, "m1")?;
+        let before = rack.traces(&["m1"])?;
+        let cluster = Cluster::new("e2e-bmf")?;
+        let inventory = rack.hosts.files().join("hosts.yaml");
+        rack.native(&inventory, &["m1"], &[])?;
+        let mut text = std::fs::read_to_string(&inventory)?;
+        writeln!(text, "    disk: {{path: {}}}", disk.device)?;
+        std::fs::write(&inventory, text)?;
+        rack.hosts.inside(
+            "m1",
+            "cd /usr/sbin; mv mkfs.ext4 mkfs.ext4.good; printf '#!/bin/sh\necho this disk is broken >&2\nexit 1\n' >mkfs.ext4; chmod 755 mkfs.ext4",
+        )?;
+        let start = Instant::now();
+        let out = up_command(&cluster, &payload, &inventory).output()?;
+        let took = start.elapsed();
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.code() == Some(1), "{}: {said}", out.status);
+        for part in [
+            "machine `m1` has stopped while it was set up",
+            "this disk is broken",
+            "hint: ",
+        ] {
+            ensure!(said.contains(part), "`{part}` is not in:\n{said}");
+        }
+        ensure!(took < Duration::from_mins(2), "told after {took:?}");
+        eprintln!("told of a host that stopped after {:.1} s", took.as_secs_f32());
+
+        rack.hosts
+            .inside("m1", "mv /usr/sbin/mkfs.ext4.good /usr/sbin/mkfs.ext4")?;
+        up(&cluster, &payload, &inventory)?;
+        self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 0)?;
+        cluster.down()?;
+        rack.as_before(&before)?;
+    }
+    Traces::nothing_left(&here)
+}
+
 /// Three control-plane hosts with a virtual address, which is all that clients know of the API; the one that has it loses its link.
 /// One has a management controller, which switches it on before and off afterwards.
 #[test]
