@@ -124,6 +124,12 @@ put_file() {
     cat >"$1.new" && chmod "$2" "$1.new" && mv "$1.new" "$1" || fail "\`$1\` can't be written"
 }
 
+# DEVICE: sets `real` to the kernel's name of a block device.
+resolve() {
+    real=$(readlink -f "$1")
+    [ -b "$real" ] || fail "there is no block device \`$1\`"
+}
+
 # Whether a block device is a whole disk. That gets a partition; a partition, or a volume made of others, is used as it is.
 whole() {
     [ -e "/sys/class/block/${1##*/}" ] && [ ! -e "/sys/class/block/${1##*/}/partition" ] || return 1
@@ -132,16 +138,14 @@ whole() {
 
 # DEVICE: what it is.
 kind() {
-    real=$(readlink -f "$1")
-    [ -b "$real" ] || fail "there is no block device \`$1\`"
+    resolve "$1"
     say device "$real"
     if whole "$real"; then say whole yes; else say whole no; fi
 }
 
 # DEVICE: whether a disk is there and empty.
 look() {
-    real=$(readlink -f "$1")
-    [ -b "$real" ] || fail "there is no block device \`$1\`"
+    resolve "$1"
     what=$(holds "$real")
     [ -z "$what" ] || fail "disk $1|$what"
     can_format "$1"
@@ -179,8 +183,7 @@ claim() {
     if [ "$1" = - ]; then
         mkdir -p $etc $state/data
     else
-        real=$(readlink -f "$1")
-        [ -b "$real" ] || fail "there is no block device \`$1\`"
+        resolve "$1"
         can_format "$1"
         if [ ! -f $etc/disk.json ]; then
             what=$(holds "$real")
