@@ -87,6 +87,8 @@ pub(crate) struct Link {
     #[serde(rename = "ifalias", default)]
     pub(crate) alias: String,
     #[serde(default)]
+    master: Option<String>,
+    #[serde(default)]
     flags: Vec<String>,
     #[serde(default, rename = "addr_info")]
     addresses: Vec<Address>,
@@ -102,6 +104,11 @@ struct Address {
 impl Link {
     pub(crate) fn is_up(&self) -> bool {
         self.flags.iter().any(|f| f == "UP")
+    }
+
+    /// Whether it's up, as a port of that bridge.
+    pub(crate) fn is_port_of(&self, bridge: &str) -> bool {
+        self.master.as_deref() == Some(bridge) && self.is_up()
     }
 
     /// Its IPv4 addresses, with the prefix each of them has.
@@ -166,10 +173,20 @@ pub(crate) fn batch(commands: &[String], lock: &File) -> Result<(), LocalError> 
     change("ip", &["-batch", "-"], &input, lock)
 }
 
+/// Makes an interface a port of a bridge; one that is gone has nothing to join.
+pub(crate) fn join(name: &str, bridge: &str, lock: &File) -> Result<(), LocalError> {
+    if_there(name, &["link", "set", "dev", name, "master", bridge, "up"], lock)
+}
+
 /// Removes an interface; done already is success.
 pub(crate) fn remove(name: &str, lock: &File) -> Result<(), LocalError> {
-    match change("ip", &["link", "delete", "dev", name], "", lock) {
-        // Whoever deleted it in between, such as the kernel with a machine's namespace, did what was wanted.
+    if_there(name, &["link", "delete", "dev", name], lock)
+}
+
+/// Changes an interface that may go away meanwhile: the kernel takes a machine's along with its namespace, a while after
+/// the machine has ended.
+fn if_there(name: &str, arguments: &[&str], lock: &File) -> Result<(), LocalError> {
+    match change("ip", arguments, "", lock) {
         Err(error) if links()?.iter().any(|l| l.name == name) => Err(error),
         _ => Ok(()),
     }
@@ -216,6 +233,14 @@ mod tests {
             ask("kprov-no-such-program", &[]),
             Err(LocalError::MissingProgram { .. })
         ));
+        let error = join("lo", "kprov-none", &lock).unwrap_err().to_string();
+        assert!(error.contains("kprov-none"), "{error}");
+    }
+
+    #[test]
+    fn what_is_gone_is_neither_joined_nor_removed() {
+        let lock = tempfile::tempfile().unwrap();
+        join("kprov-none", "lo", &lock).unwrap();
         remove("kprov-none", &lock).unwrap();
     }
 }

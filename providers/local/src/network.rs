@@ -143,14 +143,15 @@ fn ensure_bridge(cluster: &ClusterName, record: &NetworkRecord, links: &[Link], 
         record.range.prefix_len()
     ));
     commands.push(format!("link set dev {bridge} up"));
+    link::batch(&commands, lock)?;
     // Machines that ran when somebody deleted the bridge.
     for port in links
         .iter()
-        .filter(|l| l.name != bridge && naming::tag_is_of(&l.alias, cluster))
+        .filter(|l| l.name != bridge && naming::tag_is_of(&l.alias, cluster) && !l.is_port_of(&bridge))
     {
-        commands.push(format!("link set dev {} master {bridge} up", port.name));
+        link::join(&port.name, &bridge, lock)?;
     }
-    link::batch(&commands, lock)
+    Ok(())
 }
 
 /// All ranges that are used by others: other clusters (which may not run at the moment), interfaces, routes.
