@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kprov_bootstrap::pki;
-use kprov_emulators::bmc::{Boot, Manners, PASSWORD, StandIn, USER};
+use kprov_emulators::bmc::{Boot, Manners, PASSWORD, PowerHook, StandIn, USER};
 use kprov_types::machine::{Endpoint, Role};
 use kprov_types::node::{NODE_CONFIG_PATH, NodeConfig, NodeNetwork, ReleaseSource, SetupStatus};
 use kprov_types::{Digest, MachineName, ports};
@@ -138,52 +139,72 @@ impl Drop for Ended {
     }
 }
 
+/// What a machine starts with when it gets power.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Firmware {
+    /// A BIOS, with iPXE in the network card.
+    #[default]
+    Bios,
+    /// OVMF, which boots over the network by itself: there's nothing in the card.
+    Uefi,
+}
+
 /// The machine: it runs while it has power.
 #[derive(Clone, Default)]
-struct Vm(Arc<Mutex<Option<Ended>>>);
+struct Vm {
+    firmware: Firmware,
+    running: Arc<Mutex<Option<Ended>>>,
+}
 
 impl Vm {
     fn power(&self, dir: &Path, boot: Option<Boot<'_>>) {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         *running = None;
         let Some(boot) = boot else { return };
-        let console = dir.join("console");
-        let cd = dir.join("cd.iso");
-        let mut network = format!("virtio-net-pci,netdev=n0,mac={MAC}");
-        let order = match (boot.target, boot.image) {
-            ("Pxe", _) => "n",
-            ("Cd", Some(url)) => {
-                // The controller fetches what it shows as a CD; this network card can't boot by itself.
-                network.push_str(",romfile=");
-                let fetched = Command::new("curl").args(["-fsS", "-o"]).arg(&cd).arg(url).status();
-                if fetched.is_ok_and(|status| status.success()) {
-                    "d"
-                } else {
-                    return;
-                }
-            }
-            _ => "c",
+        let path = |below: &str| dir.join(below).display().to_string();
+        let cd = match (boot.target, boot.image) {
+            // The controller fetches what it shows as a CD.
+            ("Cd", Some(url)) => Some(url),
+            _ => None,
         };
+        if let Some(url) = cd {
+            let fetched = Command::new("curl").args(["-fsS", "-o", &path("cd.iso"), url]).status();
+            if !fetched.is_ok_and(|status| status.success()) {
+                return;
+            }
+        }
+        let mut network = format!("virtio-net-pci,netdev=n0,mac={MAC}");
+        if self.firmware == Firmware::Uefi || cd.is_some() {
+            network.push_str(",romfile=");
+        }
+        if boot.target == "Pxe" {
+            network.push_str(",bootindex=0");
+        }
         // It ends with this test, however that ends.
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
             .args(["-accel", "tcg", "-m", "1280", "-display", "none", "-monitor", "none"])
-            .args(["-boot", order])
-            .arg("-serial")
-            .arg(format!("file:{}", console.display()))
+            .args(["-serial", &format!("file:{}", path("console"))])
             .args(["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"])
             .args(["-device", &network])
-            .args(if order == "d" {
-                vec!["-cdrom".as_ref(), cd.as_os_str()]
-            } else {
-                vec![]
-            })
-            .arg("-drive")
-            .arg(format!("file={},if=none,id=d0,format=raw", dir.join("disk").display()))
-            .args(["-device", "virtio-blk-pci,drive=d0,serial=kprovdisk1"])
-            .stdin(Stdio::null())
-            .spawn();
-        *running = child.ok().map(Ended);
+            .args([
+                "-drive",
+                &format!("file={},if=none,id=d0,format=raw", path("disk")),
+                "-device",
+                "virtio-blk-pci,drive=d0,serial=kprovdisk1,bootindex=1",
+            ]);
+        if cd.is_some() {
+            qemu.args([
+                "-drive",
+                &format!("file={},if=none,id=cd0,media=cdrom,format=raw", path("cd.iso")),
+                "-device",
+                "ide-cd,drive=cd0,bootindex=0",
+            ]);
+        }
+        if self.firmware == Firmware::Uefi {
+            qemu.args(["-bios", "/usr/share/ovmf/OVMF.fd"]);
+        }
+        *running = qemu.stdin(Stdio::null()).spawn().ok().map(Ended);
     }
 }
 
@@ -242,13 +263,18 @@ impl Stage {
         self.dir.path().join(below)
     }
 
-    fn inventory(&self, bmc: &StandIn) -> Result<()> {
-        let [a, b, c, d] = HOST;
-        let text = format!(
-            "apiVersion: kprov.io/v1alpha1\nkind: Inventory\nhosts:\n  - name: {NAME}\n    role: control-plane\n    \
-             address: {a}.{b}.{c}.{d}\n    bmc:\n      address: {}\n      credentials: {{ env: KPROV_TEST_BMC }}\n      mac: \"{MAC}\"\n",
-            bmc.url()
-        );
+    /// An inventory of hosts: their names, last bytes of their addresses, hardware addresses, and controllers.
+    fn inventory(&self, hosts: &[(&str, u8, &str, &StandIn)]) -> Result<()> {
+        let mut text = "apiVersion: kprov.io/v1alpha1\nkind: Inventory\nhosts:\n".to_owned();
+        for (name, last, mac, bmc) in hosts {
+            let [a, b, c, _] = HOST;
+            write!(
+                text,
+                "  - name: {name}\n    role: control-plane\n    address: {a}.{b}.{c}.{last}\n    bmc:\n      address: {}\n      \
+                 credentials: {{ env: KPROV_TEST_BMC }}\n      mac: \"{mac}\"\n",
+                bmc.url()
+            )?;
+        }
         fs::write(self.path("hosts.yaml"), text)?;
         Ok(())
     }
@@ -286,9 +312,13 @@ impl Stage {
         command
     }
 
+    fn whole_console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.path("console")).unwrap_or_default()).into_owned()
+    }
+
+    /// Its last lines.
     fn console(&self) -> String {
-        let text = fs::read(self.path("console")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
+        let text = self.whole_console();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
@@ -318,7 +348,7 @@ impl Stage {
 async fn controller(stage: &Stage, vm: &Vm) -> Result<StandIn> {
     let (dir, vm) = (stage.dir.path().to_owned(), vm.clone());
     let bmc = StandIn::start(Manners::default(), Box::new(move |boot| vm.power(&dir, boot))).await?;
-    stage.inventory(&bmc)?;
+    stage.inventory(&[(NAME, HOST[3], MAC, &bmc)])?;
     Ok(bmc)
 }
 
@@ -402,25 +432,43 @@ fn in_room(test: impl FnOnce(&Room) -> Result<()> + Send + 'static) -> Result<()
 
 #[test]
 fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
-    in_room(|_| boots(&DHCP))
+    in_room(|_| boots(Firmware::Bios, &DHCP))
+}
+
+#[test]
+fn a_host_with_uefi_boots_over_the_network() -> Result<()> {
+    in_room(|_| boots(Firmware::Uefi, &DHCP))
 }
 
 /// A network card without firmware: iPXE comes by the controller, on a virtual CD that is out again afterwards.
 #[test]
 fn a_host_boots_from_a_virtual_cd() -> Result<()> {
-    in_room(|_| boots(&[&DHCP[..], &["--virtual-media"]].concat()))
+    in_room(|_| boots(Firmware::Bios, &[&DHCP[..], &["--virtual-media"]].concat()))
+}
+
+#[test]
+fn a_host_with_uefi_boots_from_a_virtual_cd() -> Result<()> {
+    in_room(|_| boots(Firmware::Uefi, &[&DHCP[..], &["--virtual-media"]].concat()))
 }
 
 #[test]
 fn a_host_boots_beside_a_dhcp_server_that_was_there_before() -> Result<()> {
     in_room(|room| {
         let _router = room.with_router()?;
-        boots(&[])
+        boots(Firmware::Bios, &[])
+    })
+}
+
+#[test]
+fn a_host_with_uefi_boots_beside_a_dhcp_server_that_was_there_before() -> Result<()> {
+    in_room(|room| {
+        let _router = room.with_router()?;
+        boots(Firmware::Uefi, &[])
     })
 }
 
 /// From no power to kprov-node reporting in.
-fn boots(dhcp: &[&str]) -> Result<()> {
+fn boots(firmware: Firmware, dhcp: &[&str]) -> Result<()> {
     let stage = Stage::new()?;
     stage.disk(b"")?;
     let (script, http) = first_boot(&stage)?;
@@ -445,12 +493,20 @@ fn boots(dhcp: &[&str]) -> Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let vm = Vm::default();
+    let vm = Vm {
+        firmware,
+        running: Arc::default(),
+    };
     let bmc = runtime.block_on(controller(&stage, &vm))?;
     let start = Instant::now();
     let (done, said) = stage.served(dhcp)?;
     ensure!(done, "{said}\nconsole:\n{}", stage.console());
     let booted = start.elapsed();
+    let console = stage.whole_console();
+    ensure!(
+        !console.contains("failed to load"),
+        "firmware's first choice:\n{console}"
+    );
     ensure!(bmc.is_on() && bmc.boots_from().is_none(), "once only");
     ensure!(bmc.image().is_none(), "the CD is out again");
     let url = format!("https://{NAME}:{}/v1/status", ports::NODE_SETUP);
@@ -474,6 +530,63 @@ fn boots(dhcp: &[&str]) -> Result<()> {
     );
     vm.power(stage.dir.path(), None);
     Ok(())
+}
+
+/// A host that does as told, one whose controller can't have it boot over the network, and one that can't go on.
+#[test]
+fn no_host_holds_up_another() -> Result<()> {
+    in_room(|_| {
+        let stage = Stage::new()?;
+        stage.first_boot("#!/bin/sh\n")?;
+        let [a, b, c, d] = SERVER;
+        let asks = move |mac: &'static str, requests: &[&str]| -> PowerHook {
+            let url = format!("http://{a}.{b}.{c}.{d}:10204/hosts/{}", mac.replace(':', "-"));
+            let script = requests
+                .iter()
+                .map(|r| format!("curl -fsS {}\n", r.replace("URL", &url)));
+            let script: String = script.collect();
+            Box::new(move |boot| {
+                if boot.is_some() {
+                    let _ = Command::new("sh").args(["-ec", &script]).spawn();
+                }
+            })
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let (well, cannot, stuck) = (MAC, "52:54:00:6b:70:02", "52:54:00:6b:70:03");
+        let controllers = runtime.block_on(async {
+            let disk_only = Manners {
+                targets: vec!["None", "Hdd"],
+                ..Manners::default()
+            };
+            let fetches = asks(well, &["URL/ipxe", "URL/first-boot"]);
+            let fails = asks(stuck, &["-d 'failed: its disk is gone' URL/report"]);
+            anyhow::Ok([
+                StandIn::start(Manners::default(), fetches).await?,
+                StandIn::start(disk_only, Box::new(|_| ())).await?,
+                StandIn::start(Manners::default(), fails).await?,
+            ])
+        })?;
+        let [first, second, third] = &controllers;
+        stage.inventory(&[
+            (NAME, 11, well, first),
+            ("vm-2", 12, cannot, second),
+            ("vm-3", 13, stuck, third),
+        ])?;
+        let (done, said) = stage.served(&DHCP)?;
+        ensure!(!done, "{said}");
+        for wanted in [
+            "vm-1: has its first-boot data",
+            "2 of 3 hosts did not boot as told",
+            "host `vm-2` can't be made to boot by its controller: ",
+            "host `vm-3` can't go on: its disk is gone",
+        ] {
+            ensure!(said.contains(wanted), "`{wanted}` in:\n{said}");
+        }
+        Ok(())
+    })
 }
 
 #[test]

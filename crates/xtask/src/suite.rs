@@ -33,6 +33,7 @@ const BOOT_PACKAGES: &[&str] = &[
     "e2fsprogs",
     "ipxe",
     "ipxe-qemu",
+    "ovmf",
     "qemu-system-x86",
 ];
 /// A management controller by somebody else.

@@ -17,6 +17,7 @@ use super::{Context, baremetal};
 use crate::cli::{BootCommand, BootImageArgs, BootServeArgs};
 use crate::failure::{OrHint as _, UserError};
 use crate::print;
+use crate::progress::Reporter;
 
 pub(super) async fn run(context: &Context, command: BootCommand) -> Result<()> {
     match command {
@@ -44,19 +45,13 @@ fn image(args: &BootImageArgs) -> Result<()> {
 }
 
 fn bmc_failed(host: &MachineName, error: BmcError) -> anyhow::Error {
-    let shown = UserError::new(format!("host `{host}`: {error}")).hint(error.hint());
-    match std::error::Error::source(&error) {
-        Some(_) => anyhow::Error::from(error).context(shown),
-        None => shown.into(),
-    }
+    let shown = UserError::new(format!("host `{host}` can't be made to boot by its controller")).hint(error.hint());
+    anyhow::Error::from(error).context(shown)
 }
 
 fn boot_failed(error: BootError) -> anyhow::Error {
     let shown = UserError::new(error.to_string()).hint(error.hint());
-    match std::error::Error::source(&error) {
-        Some(_) => anyhow::Error::from(error).context(shown),
-        None => shown.into(),
-    }
+    anyhow::Error::from(error).context(shown)
 }
 
 async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
@@ -86,19 +81,7 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
         n => format!("{n} hosts"),
     };
     reporter.step("", &format!("boot {count} from {}", server.url()));
-    let (cds, missing): (Vec<&str>, Vec<&str>) = server.missing_programs().iter().partition(|name| **name == CD);
-    if args.virtual_media && !cds.is_empty() {
-        return Err(UserError::new(format!("iPXE's `{CD}` is not on this machine"))
-            .hint("install it (Debian: `apt-get install ipxe`)")
-            .into());
-    }
-    if !missing.is_empty() {
-        reporter.note(&format!(
-            "warning: iPXE's programs {} are not on this machine (Debian: `apt-get install ipxe`); only firmware with iPXE in it can boot here",
-            missing.join(", ")
-        ));
-    }
-    let cd = args.virtual_media.then(|| server.cd_url());
+    let cd = programs(&server, args.virtual_media, reporter)?;
     let controllers: BTreeMap<_, _> = found
         .hosts
         .iter()
@@ -117,11 +100,23 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
         });
     }
     let mut left: BTreeSet<MachineName> = hosts.iter().map(|host| host.name.clone()).collect();
-    while !(args.until_booted && left.is_empty() && power.is_empty()) {
+    // No host holds up another: what goes wrong is told at once, and again when all others are done.
+    let mut refused: BTreeMap<MachineName, anyhow::Error> = BTreeMap::new();
+    let mut stuck: BTreeMap<MachineName, anyhow::Error> = BTreeMap::new();
+    while !(args.until_booted
+        && power.is_empty()
+        && left
+            .iter()
+            .all(|name| refused.contains_key(name) || stuck.contains_key(name)))
+    {
         tokio::select! {
             Some(done) = power.join_next() => {
                 let (name, done) = done?;
-                done.map_err(|error| bmc_failed(&name, error))?;
+                if let Err(error) = done {
+                    let error = bmc_failed(&name, error);
+                    reporter.note(&format!("{error:#}"));
+                    refused.insert(name, error);
+                }
             }
             event = server.next_event() => {
                 let Some((name, event)) = event else { break };
@@ -130,9 +125,12 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
                 match event {
                     Event::FirstBoot if memory => {
                         left.remove(&name);
+                        stuck.remove(&name);
                     }
                     // Some controllers would have it boot from the network for ever.
                     Event::Boots => if let Some(host) = controllers.get(&name).cloned() {
+                        // Switched on by hand, if its controller didn't.
+                        refused.remove(&name);
                         let cd = cd.clone();
                         power.spawn(async move {
                             let done = boot_as_before(&host, cd.as_deref()).await;
@@ -141,19 +139,52 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
                     },
                     Event::Reports(words) if words == "installed" => {
                         left.remove(&name);
+                        stuck.remove(&name);
                     }
-                    Event::Failed(why) if args.until_booted => {
-                        return Err(UserError::new(format!("host `{name}` can't go on: {why}"))
-                            .hint("it asks again every 30 s; correct what is wrong and run the same command again")
-                            .into());
+                    Event::Failed(why) => {
+                        let error = UserError::new(format!("host `{name}` can't go on: {why}"))
+                            .hint("it asks again every 30 s; correct what is wrong and run the same command again");
+                        stuck.insert(name, error.into());
                     }
-                    Event::FirstBoot | Event::Reports(_) | Event::Failed(_) => {}
+                    Event::FirstBoot | Event::Reports(_) => {}
                 }
             }
             _ = tokio::signal::ctrl_c() => break,
         }
     }
-    Ok(())
+    refused.extend(stuck);
+    summary(&count, refused.into_values().collect())
+}
+
+/// Tells which of iPXE's programs are not at hand; the URL of its CD where that is wanted.
+fn programs(server: &Server, virtual_media: bool, reporter: &Reporter) -> Result<Option<String>> {
+    let (cds, missing): (Vec<&str>, Vec<&str>) = server.missing_programs().iter().partition(|name| **name == CD);
+    if virtual_media && !cds.is_empty() {
+        return Err(UserError::new(format!("iPXE's `{CD}` is not on this machine"))
+            .hint("install it (Debian: `apt-get install ipxe`)")
+            .into());
+    }
+    if !missing.is_empty() {
+        reporter.note(&format!(
+            "warning: iPXE's programs {} are not on this machine (Debian: `apt-get install ipxe`); only firmware with iPXE in it can boot here",
+            missing.join(", ")
+        ));
+    }
+    Ok(virtual_media.then(|| server.cd_url()))
+}
+
+/// How it ended: one error as it is, several in one.
+fn summary(hosts: &str, mut errors: Vec<anyhow::Error>) -> Result<()> {
+    if errors.len() > 1 {
+        let each: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
+        let n = errors.len();
+        return Err(
+            UserError::new(format!("{n} of {hosts} did not boot as told:\n  {}", each.join("\n  ")))
+                .hint("correct what is wrong with each and run the same command again")
+                .into(),
+        );
+    }
+    errors.pop().map_or(Ok(()), Err)
 }
 
 /// Has a host boot from the network, by way of a CD where one is given, whatever runs there now.

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use super::{BootError, BootHost};
+use super::{BootError, BootHost, cd};
 
 /// How hosts get their addresses while they boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,6 @@ pub(super) fn arguments(settings: &Settings<'_>) -> Vec<String> {
         "--dhcp-match=set:arm,option:client-arch,11",
         "--dhcp-vendorclass=set:uefihttp,HTTPClient",
         "--enable-tftp",
-        "--tftp-single-port",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -145,6 +144,18 @@ pub(super) fn offer_programs(directory: &Utf8Path) -> std::io::Result<Vec<&'stat
             Some(place) => drop(std::fs::copy(place, root.join(name))?),
             None => missing.push(*name),
         }
+    }
+    let mut uefi = Vec::new();
+    for (name, looked_for) in [("ipxe.efi", "BOOTX64.EFI"), ("ipxe-arm64.efi", "BOOTAA64.EFI")] {
+        if !missing.contains(&name) {
+            uefi.push((looked_for, std::fs::read(root.join(name))?));
+        }
+    }
+    if !missing.contains(&super::CD)
+        && !uefi.is_empty()
+        && let Some(cd) = cd::with_uefi(std::fs::read(root.join(super::CD))?, &uefi)
+    {
+        std::fs::write(root.join(super::CD), cd)?;
     }
     Ok(missing)
 }

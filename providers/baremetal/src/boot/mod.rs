@@ -8,6 +8,7 @@
 //! The network it serves has to be one that is trusted, as with every network boot: what hosts fetch is not encrypted. It never writes to a
 //! disk that holds something unless told so for that host.
 
+mod cd;
 mod dnsmasq;
 mod http;
 pub mod initrd;
