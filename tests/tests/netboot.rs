@@ -523,7 +523,7 @@ fn boots(firmware: Firmware, dhcp: &[&str]) -> Result<()> {
         }
     })?;
     println!(
-        "first-boot data after {:.1} s, kprov-node reports `{:?}` after {:.1} s",
+        "it runs from memory after {:.1} s, kprov-node reports `{:?}` after {:.1} s",
         booted.as_secs_f32(),
         status.step,
         start.elapsed().as_secs_f32()
@@ -561,7 +561,10 @@ fn no_host_holds_up_another() -> Result<()> {
                 targets: vec!["None", "Hdd"],
                 ..Manners::default()
             };
-            let fetches = asks(well, &["URL/ipxe", "URL/first-boot"]);
+            let fetches = asks(
+                well,
+                &["URL/ipxe", "URL/first-boot", "-d 'running from memory' URL/report"],
+            );
             let fails = asks(stuck, &["-d 'failed: its disk is gone' URL/report"]);
             anyhow::Ok([
                 StandIn::start(Manners::default(), fetches).await?,
@@ -578,7 +581,7 @@ fn no_host_holds_up_another() -> Result<()> {
         let (done, said) = stage.served(&DHCP)?;
         ensure!(!done, "{said}");
         for wanted in [
-            "vm-1: has its first-boot data",
+            "vm-1: running from memory",
             "2 of 3 hosts did not boot as told",
             "host `vm-2` can't be made to boot by its controller: ",
             "host `vm-3` can't go on: its disk is gone",

@@ -72,7 +72,7 @@ pub(crate) struct BootServeArgs {
     /// fetches it from this machine, and what comes after it comes over the network as ever.
     #[arg(long, requires = "power_on")]
     pub virtual_media: bool,
-    /// End once every host runs its first-boot data, is installed, or has said why it can't be.
+    /// End once every host runs from memory, is installed, or has said why it can't be.
     #[arg(long)]
     pub until_booted: bool,
 }

@@ -121,9 +121,8 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
             event = server.next_event() => {
                 let Some((name, event)) = event else { break };
                 reporter.step(name.as_str(), &event.to_string());
-                let memory = hosts.iter().any(|h| h.name == name && h.mode == Mode::Memory);
                 match event {
-                    Event::FirstBoot if memory => {
+                    Event::Done(_) => {
                         left.remove(&name);
                         stuck.remove(&name);
                     }
@@ -137,10 +136,6 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
                             (host.name, done)
                         });
                     },
-                    Event::Reports(words) if words == "installed" => {
-                        left.remove(&name);
-                        stuck.remove(&name);
-                    }
                     Event::Failed(why) => {
                         let error = UserError::new(format!("host `{name}` can't go on: {why}"))
                             .hint("it asks again every 30 s; correct what is wrong and run the same command again");

@@ -15,6 +15,8 @@ use tokio_util::io::ReaderStream;
 
 use super::{BootHost, CD, Event, Mac, Mode, Shared, dnsmasq};
 
+/// What hosts say (`init.sh`) when they need nothing more from here.
+const DONE: [&str; 2] = ["running from memory", "installed"];
 /// Reports are a line.
 const REPORT_LIMIT: usize = 1000;
 
@@ -139,6 +141,7 @@ async fn report(State(shared): State<Arc<Shared>>, Path(mac): Path<String>, body
     }
     let event = match words.strip_prefix("failed: ") {
         Some(why) => Event::Failed(why.to_owned()),
+        None if DONE.contains(&words.as_str()) => Event::Done(words),
         None => Event::Reports(words),
     };
     shared.tell(&host.name, event);

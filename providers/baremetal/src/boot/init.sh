@@ -25,7 +25,11 @@ disk=$(value kprov.disk)
 say() { echo "kprov: $*" >/dev/console; }
 report() {
     say "$*"
-    timeout 15 wget -q -O /dev/null --post-data "$*" "$server/hosts/$mac/report" || say "the boot server does not answer"
+    for try in 1 2 3; do
+        timeout 15 wget -q -O /dev/null --post-data "$*" "$server/hosts/$mac/report" && return
+        say "the boot server does not answer"
+        sleep 1
+    done
 }
 # What cannot go on says so for ever: a host that restarts by itself would hide why.
 fail() {

@@ -136,7 +136,7 @@ pub struct BootConfig {
     pub port: u16,
     /// The kernel.
     pub kernel: Utf8PathBuf,
-    /// The initrd, made by [`initrd::build`] or one that understands the same arguments.
+    /// The initrd, made by [`initrd::build`], or one that understands the same arguments and reports the same.
     pub initrd: Utf8PathBuf,
     /// A raw disk image, for hosts that are installed.
     pub image: Option<Utf8PathBuf>,
@@ -153,8 +153,10 @@ pub enum Event {
     Boots,
     /// It says how far it is.
     Reports(String),
-    /// It has fetched its first-boot data.
+    /// It fetches its first-boot data.
     FirstBoot,
+    /// It runs from memory, or is installed, and needs the server no more; in its words.
+    Done(String),
     /// It can't go on; in its words.
     Failed(String),
 }
@@ -163,8 +165,8 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Boots => f.write_str("boots from the network"),
-            Self::Reports(words) => f.write_str(words),
-            Self::FirstBoot => f.write_str("has its first-boot data"),
+            Self::Reports(words) | Self::Done(words) => f.write_str(words),
+            Self::FirstBoot => f.write_str("fetches its first-boot data"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }
     }
