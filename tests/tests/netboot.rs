@@ -584,7 +584,7 @@ fn no_host_holds_up_another() -> Result<()> {
             "vm-1: running from memory",
             "2 of 3 hosts did not boot as told",
             "host `vm-2` can't be made to boot by its controller: ",
-            "host `vm-3` can't go on: its disk is gone",
+            "host `vm-3` can't go on: its disk is gone (it asks again every 30 s",
         ] {
             ensure!(said.contains(wanted), "`{wanted}` in:\n{said}");
         }

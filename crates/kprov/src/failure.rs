@@ -58,6 +58,18 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     if fixable { 1 } else { 2 }
 }
 
+/// What to do about it: the outermost hint there is.
+pub(crate) fn hint(error: &anyhow::Error) -> Option<&str> {
+    let outermost = error.downcast_ref::<UserError>().and_then(|u| u.hint.as_deref());
+    outermost.or_else(|| {
+        error.chain().find_map(|e| {
+            e.downcast_ref::<UserError>()
+                .and_then(|u| u.hint.as_deref())
+                .or_else(|| e.downcast_ref::<ProviderError>().and_then(|p| p.hint.as_deref()))
+        })
+    })
+}
+
 /// `error: ...`, one `caused by:` line for each source, then a blank line and `hint: ...`.
 pub(crate) fn render(error: &anyhow::Error) -> String {
     use std::fmt::Write as _;
@@ -70,17 +82,7 @@ pub(crate) fn render(error: &anyhow::Error) -> String {
         }
         last = text;
     }
-    let hint = error
-        .downcast_ref::<UserError>()
-        .and_then(|u| u.hint.clone())
-        .or_else(|| {
-            error.chain().find_map(|e| {
-                e.downcast_ref::<UserError>()
-                    .and_then(|u| u.hint.clone())
-                    .or_else(|| e.downcast_ref::<ProviderError>().and_then(|p| p.hint.clone()))
-            })
-        });
-    if let Some(hint) = hint {
+    if let Some(hint) = hint(error) {
         let _ = write!(out, "\nhint: {hint}\n");
     }
     out

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::{Context, baremetal};
 use crate::cli::{BootCommand, BootImageArgs, BootServeArgs};
-use crate::failure::{OrHint as _, UserError};
+use crate::failure::{self, OrHint as _, UserError};
 use crate::print;
 use crate::progress::Reporter;
 
@@ -114,7 +114,7 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
                 let (name, done) = done?;
                 if let Err(error) = done {
                     let error = bmc_failed(&name, error);
-                    reporter.note(&format!("{error:#}"));
+                    reporter.note(&with_hint(&error));
                     refused.insert(name, error);
                 }
             }
@@ -128,8 +128,9 @@ async fn serve(context: &Context, args: BootServeArgs) -> Result<()> {
                     }
                     // Some controllers would have it boot from the network for ever.
                     Event::Boots => if let Some(host) = controllers.get(&name).cloned() {
-                        // Switched on by hand, if its controller didn't.
+                        // Another attempt: switched on by hand, if its controller didn't.
                         refused.remove(&name);
+                        stuck.remove(&name);
                         let cd = cd.clone();
                         power.spawn(async move {
                             let done = boot_as_before(&host, cd.as_deref()).await;
@@ -171,7 +172,7 @@ fn programs(server: &Server, virtual_media: bool, reporter: &Reporter) -> Result
 /// How it ended: one error as it is, several in one.
 fn summary(hosts: &str, mut errors: Vec<anyhow::Error>) -> Result<()> {
     if errors.len() > 1 {
-        let each: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
+        let each: Vec<String> = errors.iter().map(with_hint).collect();
         let n = errors.len();
         return Err(
             UserError::new(format!("{n} of {hosts} did not boot as told:\n  {}", each.join("\n  ")))
@@ -180,6 +181,14 @@ fn summary(hosts: &str, mut errors: Vec<anyhow::Error>) -> Result<()> {
         );
     }
     errors.pop().map_or(Ok(()), Err)
+}
+
+/// On one line.
+fn with_hint(error: &anyhow::Error) -> String {
+    match failure::hint(error) {
+        Some(hint) => format!("{error:#} ({hint})"),
+        None => format!("{error:#}"),
+    }
 }
 
 /// Has a host boot from the network, by way of a CD where one is given, whatever runs there now.
