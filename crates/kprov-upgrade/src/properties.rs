@@ -84,6 +84,12 @@ fn pass(world: &mut World, steps: usize) -> Plan {
     assert!(violations.is_empty(), "{violations:#?}\n{:#?}", plan.steps);
     let ids: BTreeSet<&str> = plan.steps.iter().map(|step| step.id.as_str()).collect();
     assert_eq!(ids.len(), plan.steps.len(), "ids are unique: {:#?}", plan.steps);
+    let on_its_way = matches!(plan.state, State::Preparing | State::Upgrading | State::Reverting);
+    assert!(
+        !on_its_way || !plan.steps.is_empty() || !plan.waiting.is_empty(),
+        "it stands still and does not say why: {:#?}",
+        world.input
+    );
     for step in plan.steps.iter().take(steps) {
         world.act(&step.action);
         holds(world);

@@ -90,16 +90,21 @@ fn canaries(input: &Input, plan: &Plan, begun: &Taken<'_>) -> Option<Violation> 
     let policy = &input.wanted.policy;
     let soak = i64::from(policy.canary_soak_seconds);
     let (mut able, mut well, mut after) = (0, 0, 0);
+    // Whether one begins that had nothing to do with the release before.
+    let mut another = false;
     for (name, m) in input.observed.machines.iter().filter(|(_, m)| m.role == Role::Worker) {
         let runs = m.running.as_ref() == Some(to);
         let told = m.ordered.as_ref().filter(|(release, _)| release == to);
         able += usize::from(m.ready || runs);
         let since = told.map_or(m.ready_since, |(_, since)| m.ready_since.max(*since));
         well += usize::from(runs && m.ready && input.now.duration_since(since).as_secs() >= soak);
-        after += usize::from(runs || told.is_some() || m.cordoned_by_us.is_some() || begun.contains_key(name));
+        let tried = runs || told.is_some() || m.cordoned_by_us.is_some();
+        let begins = begun.contains_key(name);
+        after += usize::from(tried || begins);
+        another |= begins && !tried;
     }
     let wanted = usize::try_from(policy.canary).unwrap_or(usize::MAX).min(able);
-    let others = begun.values().any(|(m, _)| m.role == Role::ControlPlane) || after > wanted;
+    let others = begun.values().any(|(m, _)| m.role == Role::ControlPlane) || (another && after > wanted);
     let (_, step) = begun.values().next()?;
     (well < wanted && others).then(|| Violation::Order {
         step: (*step).to_owned(),

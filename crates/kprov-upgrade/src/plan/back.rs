@@ -149,9 +149,12 @@ impl<'a> Back<'a> {
         let is_busy = |m: &MachineSeen, need: Need| need.is_under_way() || !m.ready || m.cordoned_by_us.is_some();
         let busy = cases
             .iter()
-            .any(|(_, m, need)| m.role == Role::ControlPlane && is_busy(m, *need));
-        if let Some(&(name, m, _)) = turns(Role::ControlPlane).next().filter(|_| !busy) {
-            fleet::begin(draft, name, m, self.to);
+            .find(|(_, m, need)| m.role == Role::ControlPlane && is_busy(m, *need));
+        match (turns(Role::ControlPlane).next(), busy) {
+            (Some(&(name, m, _)), None) => fleet::begin(draft, name, m, self.to),
+            // What is under way has said so by now.
+            (Some(_), Some(&(name, m, Need::Nothing))) if !m.ready => fleet::wait_ready(draft, name, m),
+            _ => {}
         }
         fleet.turns(draft, self.to, turns(Role::Worker).map(|&(name, m, _)| (name, m)));
         false

@@ -159,6 +159,11 @@ fn snapshot(draft: &mut Draft<'_>, name: String) -> bool {
             machine: machine.clone(),
             name,
         });
+    } else if let Some((machine, m)) = draft.control_plane().next() {
+        fleet::wait_ready(draft, machine, m);
+    } else {
+        // It says that there is none.
+        let _ = workloads::api_servers(draft);
     }
     false
 }

@@ -132,7 +132,10 @@ impl<'a> Rollout<'a> {
         let turns = || cases.iter().filter(|(_, _, need)| *need == Need::Turn);
         let of_workers = |&&(_, m, _): &&Case<'a>| m.role == Role::Worker;
         if let Some(canaries) = self.canaries_wanted(draft, cases) {
-            let next = turns().filter(of_workers).take(canaries);
+            // Those that were to be canaries already, first: a retry, or a change of mind, makes no others of more machines.
+            let mut next: Vec<_> = turns().filter(of_workers).collect();
+            next.sort_by_key(|(_, m, _)| !self.has_tried(m));
+            let next = next.into_iter().take(canaries);
             fleet.turns(draft, self.to, next.map(|&(name, m, _)| (name, m)));
             return;
         }
@@ -156,15 +159,20 @@ impl<'a> Rollout<'a> {
         fleet.turns(draft, self.to, turns().map(|&(name, m, _)| (name, m)));
     }
 
+    /// Whether a machine was told to run the release, or is about to be, at any time.
+    fn has_tried(&self, m: &MachineSeen) -> bool {
+        let ordered = m.ordered.as_ref().is_some_and(|(ordered, _)| ordered == self.to);
+        ordered || m.running.as_ref() == Some(self.to) || m.cordoned_by_us.is_some()
+    }
+
     /// How many more canaries may begin; `None` once enough of them have run well for long enough.
     fn canaries_wanted(&self, draft: &mut Draft<'_>, cases: &[Case<'_>]) -> Option<usize> {
         let soak = i64::from(draft.input.wanted.policy.canary_soak_seconds);
         let (mut able, mut begun, mut well) = (0, 0, 0);
         let mut soaking = Vec::new();
         for (name, m, need) in cases.iter().filter(|(_, m, _)| m.role == Role::Worker) {
-            let there = runs(m, self.to);
-            able += usize::from(m.ready || there);
-            begun += usize::from(there || *need == Need::Time || m.cordoned_by_us.is_some());
+            able += usize::from(m.ready || m.running.as_ref() == Some(self.to));
+            begun += usize::from(self.has_tried(m) && *need != Need::Turn);
             if matches!(need, Need::Nothing | Need::Uncordon) {
                 let since = m
                     .ordered

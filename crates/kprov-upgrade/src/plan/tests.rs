@@ -164,6 +164,22 @@ fn the_snapshot_comes_before_the_first_change() {
 }
 
 #[test]
+fn without_a_machine_to_take_the_snapshot_it_says_what_it_waits_for() {
+    let mut input = until(upgrade("1.35.6", "1.36.3"), "/snapshot/cp-1");
+    for machine in ["cp-1", "cp-2", "cp-3"] {
+        m(&mut input, machine).ready = false;
+    }
+    let waits = plan(&input);
+    assert_eq!((waits.state.clone(), ids(&waits).len()), (State::Preparing, 0));
+    assert_eq!(reasons(&waits), ["MachineNotReady"]);
+    // One that is Ready does.
+    m(&mut input, "cp-3").ready = true;
+    assert!(ids(&plan(&input))[0].ends_with("/snapshot/cp-3"));
+    input.observed.machines.retain(|_, m| m.role == Role::Worker);
+    assert_eq!(reasons(&plan(&input)), ["PodMissing"]);
+}
+
+#[test]
 fn controller_manager_waits_for_the_last_old_api_server() {
     let mut input = after(upgrade("1.35.6", "1.36.3"), "roll/kube-apiserver");
     assert_eq!(

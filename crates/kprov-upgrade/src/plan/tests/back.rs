@@ -303,3 +303,17 @@ fn etcd_goes_back_only_while_some_members_have_not_changed() {
     }
     assert!(ids(&plan(&input)).contains(&"1.35.6/standby/cp-1"));
 }
+
+#[test]
+fn on_the_way_back_too_it_says_which_machine_it_waits_for() {
+    let mut input = cluster("1.34.9", &["1.34.10"], 2, 0);
+    input.wanted.desired = "1.34.10".to_owned();
+    let mut input = until(input, "cordon/cp-2");
+    input.wanted.desired = "1.34.9".to_owned();
+    let cp = m(&mut input, "cp-1");
+    cp.staged.insert(release("1.34.9").digest, Staged::Ready);
+    assert_eq!(ids(&plan(&input)), ["1.34.9/cordon/cp-1"]);
+    m(&mut input, "cp-2").ready = false;
+    let held = plan(&input);
+    assert_eq!((ids(&held).len(), reasons(&held)), (0, vec!["MachineNotReady"]));
+}

@@ -28,6 +28,25 @@ fn canaries_go_first_and_soak() {
 }
 
 #[test]
+fn canaries_that_were_called_back_are_the_first_again() {
+    let mut input = until(upgrade("1.35.6", "1.36.3"), "cordon/w-1");
+    let (from, to, now) = (release("1.35.6"), release("1.36.3"), input.now);
+    input.wanted.policy.max_unavailable = MaxUnavailable::Count(2);
+    // Told to go back, and then the release was asked for again.
+    let w = m(&mut input, "w-3");
+    (w.running, w.kubelet) = (Some(to.clone()), to.version.clone());
+    (w.ordered, w.order_seen) = (Some((from, now)), false);
+    let again = plan(&input);
+    assert_eq!(ids(&again), ["1.36.3/cordon/w-3"]);
+    assert_eq!(crate::check::check_plan(&input, &again), []);
+    // Not Ready, it is one all the same.
+    m(&mut input, "w-3").ready = false;
+    let held = plan(&input);
+    assert!(held.steps.is_empty(), "{:?}", ids(&held));
+    assert_eq!(reasons(&held), ["MachineNotReady", "Canary"]);
+}
+
+#[test]
 fn control_plane_machines_go_one_at_a_time_and_only_in_health() {
     let mut input = until(upgrade("1.35.6", "1.36.3"), "cordon/cp-2");
     assert_eq!(ids(&plan(&input)), ["1.36.3/cordon/cp-2"]);
