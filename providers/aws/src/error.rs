@@ -91,9 +91,13 @@ impl CallError {
 
     /// Whether it says that something is there already.
     pub(crate) fn is_duplicate(&self) -> bool {
-        self.code().is_some_and(|code| {
-            code.contains("Duplicate") || matches!(code, "Resource.AlreadyAssociated" | "RouteAlreadyExists")
-        })
+        let Failure::Refused { code, message } = &self.failure else {
+            return false;
+        };
+        code.contains("Duplicate")
+            || matches!(code.as_str(), "Resource.AlreadyAssociated" | "RouteAlreadyExists")
+            // A VPC's second internet gateway has no code of its own.
+            || (code == "InvalidParameterValue" && message.contains("already has an internet gateway"))
     }
 
     /// Whether a zone has no capacity, or not for this type.
@@ -416,6 +420,28 @@ mod tests {
             let cause = error.source.unwrap().to_string();
             assert!(cause.contains(code) && cause.contains("words"), "{cause}");
         }
+    }
+
+    #[test]
+    fn what_is_there_already_is_known_by_code_or_words() {
+        let is_duplicate = |code: &str, message: &str| {
+            let failure = Failure::Refused {
+                code: code.into(),
+                message: message.into(),
+            };
+            CallError {
+                action: "AttachInternetGateway",
+                what: "attach".into(),
+                failure,
+                words: String::new(),
+            }
+            .is_duplicate()
+        };
+        assert!(is_duplicate("InvalidGroup.Duplicate", ""));
+        assert!(is_duplicate("Resource.AlreadyAssociated", ""));
+        let second = "Network vpc-1 already has an internet gateway attached";
+        assert!(is_duplicate("InvalidParameterValue", second));
+        assert!(!is_duplicate("InvalidParameterValue", "The value is not valid"));
     }
 
     #[test]

@@ -48,8 +48,11 @@ pub(crate) async fn list(shared: &Shared, cluster: &ClusterName) -> Result<Vec<L
             .map(|a| format!("it is attached to `{}`", a.instance));
         add("volume", &volume.id, why);
     }
-    for id in net.vpc.iter().filter(|v| v.ours).map(|v| &v.id).chain(&net.surplus) {
-        add("vpc", id, None);
+    for (kind, id) in net.surplus.things() {
+        add(kind, id, None);
+    }
+    if let Some(vpc) = net.vpc.as_ref().filter(|v| v.ours) {
+        add("vpc", &vpc.id, None);
     }
     for subnet in &net.subnets {
         add("subnet", &subnet.id, None);

@@ -89,6 +89,7 @@ pub(crate) struct Group {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) id: String,
+    pub(crate) vpc: String,
     pub(crate) part: Part,
     /// The gateway that everything else goes through.
     pub(crate) default: Option<String>,
@@ -105,6 +106,7 @@ pub(crate) struct Gateway {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Nat {
     pub(crate) id: String,
+    pub(crate) vpc: String,
     pub(crate) state: NatState,
 }
 
@@ -137,6 +139,7 @@ pub(crate) struct Balancer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TargetGroup {
     pub(crate) arn: String,
+    pub(crate) vpc: Option<String>,
     pub(crate) ours: bool,
     pub(crate) targets: BTreeSet<IpAddr>,
 }
@@ -208,8 +211,6 @@ pub(crate) struct Image {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Net {
     pub(crate) vpc: Option<Vpc>,
-    /// Further VPCs with the cluster's tag: made when a reply was lost and the first one was not listed yet.
-    pub(crate) surplus: Vec<String>,
     pub(crate) groups: BTreeMap<Part, Group>,
     pub(crate) subnets: Vec<Subnet>,
     pub(crate) tables: BTreeMap<Part, Table>,
@@ -221,6 +222,19 @@ pub(crate) struct Net {
     pub(crate) addresses: Vec<Address>,
     pub(crate) balancer: Option<Balancer>,
     pub(crate) target_group: Option<TargetGroup>,
+    pub(crate) surplus: Surplus,
+}
+
+/// What was made twice: it goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Surplus {
+    pub(crate) vpcs: Vec<String>,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) subnets: Vec<Subnet>,
+    pub(crate) tables: Vec<Table>,
+    pub(crate) gateways: Vec<Gateway>,
+    pub(crate) nats: Vec<Nat>,
+    pub(crate) addresses: Vec<Address>,
 }
 
 impl Net {

@@ -128,6 +128,7 @@ pub(crate) fn table(table: &ec2::RouteTable) -> Option<Table> {
         .find(|r| r.destination_cidr_block() == Some(EVERYWHERE) && r.state() != Some(&ec2::RouteState::Blackhole));
     Some(Table {
         id: owned(table.route_table_id())?,
+        vpc: owned(table.vpc_id())?,
         part: Part::parse(tag(table.tags(), PART)?)?,
         default: default.and_then(|r| owned(r.nat_gateway_id().or(r.gateway_id()))),
         subnets: table
@@ -156,6 +157,7 @@ pub(crate) fn nat(nat: &ec2::NatGateway) -> Option<Nat> {
     };
     Some(Nat {
         id: owned(nat.nat_gateway_id())?,
+        vpc: owned(nat.vpc_id())?,
         state,
     })
 }
@@ -184,6 +186,7 @@ pub(crate) fn balancer(balancer: &elb::LoadBalancer) -> Option<Balancer> {
 pub(crate) fn target_group(group: &elb::TargetGroup) -> Option<TargetGroup> {
     Some(TargetGroup {
         arn: owned(group.target_group_arn())?,
+        vpc: owned(group.vpc_id()),
         ours: false,
         targets: BTreeSet::new(),
     })

@@ -1,6 +1,7 @@
 //! What goes wrong on request.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,13 @@ pub enum Effect {
     LoseReply,
     /// It takes this much longer.
     Delay(Duration),
+    /// Each call takes longer by another time, so that calls of several callers meet in another order with each seed.
+    Jitter {
+        /// The most.
+        most: Duration,
+        /// What the times follow from, and from how many calls came before.
+        seed: u64,
+    },
 }
 
 /// Calls that go wrong.
@@ -143,6 +151,7 @@ pub struct Faults(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     faults: Vec<Fault>,
+    jittered: u64,
     full_zones: BTreeSet<String>,
     stuck: BTreeSet<String>,
     late: u32,
@@ -187,7 +196,8 @@ impl Faults {
 
     pub(super) fn decide(&self, action: &str, form: &str) -> Option<Effect> {
         let mut state = self.lock();
-        let reads = ["Describe", "Get", "List"].iter().any(|r| action.starts_with(r));
+        let state = &mut *state;
+        let reads = is_read(action);
         for fault in &mut state.faults {
             if fault.times == 0
                 || (fault.changes && reads)
@@ -202,7 +212,13 @@ impl Faults {
             }
             fault.times -= 1;
             fault.after = fault.every;
-            return Some(fault.effect.clone());
+            return Some(match fault.effect {
+                Effect::Jitter { most, seed } => {
+                    state.jittered += 1;
+                    Effect::Delay(chance(most, seed, state.jittered))
+                }
+                ref other => other.clone(),
+            });
         }
         None
     }
@@ -251,9 +267,38 @@ impl Faults {
     }
 }
 
+/// Whether calls of this name only look.
+pub(super) fn is_read(action: &str) -> bool {
+    ["Describe", "Get", "List"].iter().any(|r| action.starts_with(r))
+}
+
+/// A time up to `most`, the same for the same numbers.
+fn chance(most: Duration, seed: u64, number: u64) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    (seed, number).hash(&mut hasher);
+    let share = u32::try_from(hasher.finish() % 1024).unwrap_or(0);
+    most * share / 1024
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn delays_by_chance_follow_from_the_seed() {
+        let most = Duration::from_millis(50);
+        let delays = |seed| {
+            let faults = Faults::default();
+            faults.add(Fault::on_all(Effect::Jitter { most, seed }));
+            std::iter::repeat_with(|| faults.decide("A", ""))
+                .take(20)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(delays(1), delays(1));
+        assert_ne!(delays(1), delays(2));
+        let in_bounds = |effect: Option<Effect>| matches!(effect, Some(Effect::Delay(time)) if time < most);
+        assert!(delays(3).into_iter().all(in_bounds));
+    }
 
     #[test]
     fn faults_count() {

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use super::faults::{Effect, Faults};
+use super::faults::{self, Effect, Faults};
 use super::rules::{self, Tokens};
 use super::xml::Element;
 use crate::record::Record;
@@ -104,6 +104,11 @@ impl Call {
         self.form.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
+    /// Whether it only looks.
+    pub(super) fn reads(&self) -> bool {
+        faults::is_read(&self.action)
+    }
+
     /// All fields whose names begin so, such as `Targets.member.`.
     pub(super) fn fields<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a (String, String)> + 'a {
         self.form.iter().filter(move |(n, _)| n.starts_with(prefix))
@@ -157,6 +162,8 @@ pub(super) struct Proxy {
     names: DnsNames,
     addresses: PublicIsPrivate,
     pub(super) tokens: tokio::sync::Mutex<Tokens>,
+    /// Held while something is changed.
+    pub(super) changes: tokio::sync::Mutex<()>,
 }
 
 impl Proxy {
@@ -168,6 +175,7 @@ impl Proxy {
             names,
             addresses,
             tokens: tokio::sync::Mutex::default(),
+            changes: tokio::sync::Mutex::default(),
         }
     }
 
@@ -224,7 +232,7 @@ impl Proxy {
                 return Ok(response(reply));
             }
             Some(Effect::Delay(time)) => tokio::time::sleep(*time).await,
-            Some(Effect::LoseReply) | None => {}
+            Some(Effect::LoseReply | Effect::Jitter { .. }) | None => {}
         }
         let reply = match rules::carry_out(self, call).await {
             Ok(reply) => reply,

@@ -56,6 +56,12 @@ const MADE: &[(&str, &str)] = &[
 
 /// Carries a call out as AWS would.
 pub(super) async fn carry_out(proxy: &Proxy, call: Call) -> Result<Reply> {
+    // What stands against a change is looked up first, and must not come about in between.
+    let _turn = if call.reads() {
+        None
+    } else {
+        Some(proxy.changes.lock().await)
+    };
     if let Some(refused) = refuse(proxy, &call).await? {
         return Ok(refused);
     }
@@ -96,12 +102,17 @@ pub(super) async fn carry_out(proxy: &Proxy, call: Call) -> Result<Reply> {
     Ok(reply)
 }
 
-/// A NAT gateway's network interface goes with it.
+/// A NAT gateway's network interface goes with it, and its address is free again.
 async fn take_interface_away(proxy: &Proxy, call: &Call) -> Result<()> {
     let id = call.field("NatGatewayId").unwrap_or_default();
     let gateways = proxy
         .ask(call, "DescribeNatGateways", &[("NatGatewayId.1", id)])
         .await?;
+    for association in gateways.texts("associationId") {
+        proxy
+            .ask(call, "DisassociateAddress", &[("AssociationId", association.as_str())])
+            .await?;
+    }
     for interface in gateways.texts("networkInterfaceId") {
         proxy
             .ask(
@@ -216,6 +227,24 @@ async fn refuse(proxy: &Proxy, call: &Call) -> Result<Option<Reply>> {
                     .map(|other| format!("a rule of {other} names it"));
             }
             by.map(|by| in_use("resource", id, &by))
+        }
+        "AttachInternetGateway" => {
+            let vpc = field("VpcId");
+            let inside = [("Filter.1.Name", "attachment.vpc-id"), ("Filter.1.Value.1", vpc)];
+            let attached = proxy.ask(call, "DescribeInternetGateways", &inside).await?;
+            let mut others = attached.texts("internetGatewayId").into_iter();
+            others.any(|id| id != field("InternetGatewayId")).then(|| {
+                Reply::error(
+                    400,
+                    "InvalidParameterValue",
+                    &format!("Network {vpc} already has an internet gateway attached"),
+                )
+            })
+        }
+        "CreateListener" => {
+            let listeners = [("LoadBalancerArn", field("LoadBalancerArn"))];
+            let existing = proxy.ask(call, "DescribeListeners", &listeners).await?;
+            existing_listener(call, &existing)
         }
         "DetachInternetGateway" => {
             let vpc = field("VpcId");
@@ -423,6 +452,33 @@ async fn vpc_holder(proxy: &Proxy, call: &Call, vpc: &str) -> Result<Option<Stri
 }
 
 /// A load balancer's name is taken once: the same again is the one that exists, another one with it is refused.
+/// The same listener again is answered with the one that is there; another one on its port is refused.
+fn existing_listener(call: &Call, existing: &Element) -> Option<Reply> {
+    let port = call.field("Port");
+    let listener = items(existing, "Listeners")
+        .into_iter()
+        .find(|l| l.child_text("Port") == port)?;
+    let forwards = listener.texts("TargetGroupArn");
+    let same = call
+        .fields("DefaultActions.member.")
+        .filter(|(name, _)| name.ends_with(".TargetGroupArn"))
+        .all(|(_, group)| forwards.contains(group));
+    Some(if same {
+        let list = Element::node("Listeners", vec![listener.clone()]);
+        let result = Element::node("CreateListenerResult", vec![list]);
+        Reply {
+            status: http::StatusCode::OK,
+            body: Element::node("CreateListenerResponse", vec![result]).document(),
+        }
+    } else {
+        Reply::balancer_error(
+            400,
+            "DuplicateListener",
+            "A listener already exists on this port for this load balancer",
+        )
+    })
+}
+
 fn existing_balancer(call: &Call, existing: &Element) -> Option<Reply> {
     let balancer = items(existing, "LoadBalancers").first().copied()?;
     let asked: BTreeSet<&str> = call.fields("Subnets.member.").map(|(_, v)| v.as_str()).collect();

@@ -8,7 +8,8 @@ use kprov_provider::{Advice, ProviderError};
 use kprov_types::ClusterName;
 use kprov_types::machine::NetworkSpec;
 
-use super::{layout, look_with_ranges};
+use super::remove::done;
+use super::{layout, look_with_ranges, surplus};
 use crate::Shared;
 use crate::error::while_reading;
 use crate::model::{Balancer, NatState, Net, Part, Rule, Subnet, Vpc};
@@ -23,9 +24,9 @@ pub(crate) async fn ensure(shared: &Shared, cluster: &ClusterName, want: &Networ
     shared.ledger.check(cluster, &super::listed(&net))?;
     let mut work = Work { shared, cluster, net };
     work.check_names()?;
+    surplus::drop_it(shared, cluster, &std::mem::take(&mut work.net.surplus)).await?;
     work.vpc(want, &used).await?;
     let vpc = work.net.vpc.clone().ok_or_else(|| gone("VPC"))?;
-    work.drop_surplus().await?;
     let internet = work.internet_gateway(&vpc).await?;
     let range = work.groups(&vpc, want).await?;
     work.rules(range, want.api_port).await?;
@@ -110,31 +111,23 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Where another `up` of the same cluster made a VPC at the same time, one of the two stays: the first by id.
+    /// Where another `up` of the same cluster made a VPC at the same time, one of the two stays: the first by id, unless the other
+    /// was there alone for a moment and is in use already. That shows when we look again.
     async fn give_way(&self, own: &str) -> Result<(), ProviderError> {
         let client = &self.shared.client;
         let vpcs = client.vpcs(self.cluster).await.map_err(while_reading)?;
-        if !vpcs.iter().any(|v| v.ours && v.id.as_str() < own) {
+        let others = || vpcs.iter().filter(|v| v.ours && v.id != own);
+        if others().next().is_none() {
             return Ok(());
         }
-        self.shared.ledger.removed(self.cluster, own);
-        client.delete_vpc(own).await?;
+        if others().any(|v| v.id.as_str() < own) {
+            self.shared.ledger.removed(self.cluster, own);
+            done(client.delete_vpc(own).await)?;
+        }
         Err(ProviderError::wait(
             format!("another `up` of `{}` is making its network", self.cluster),
             AGAIN,
         ))
-    }
-
-    /// Removes VPCs that were made when a reply was lost. There is nothing in them.
-    async fn drop_surplus(&mut self) -> Result<(), ProviderError> {
-        for vpc in std::mem::take(&mut self.net.surplus) {
-            self.shared.ledger.removed(self.cluster, &vpc);
-            match self.shared.client.delete_vpc(&vpc).await {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// The internet gateway: the VPC's own where that is given, else one that is attached to ours.
@@ -164,7 +157,7 @@ impl Work<'_> {
                 let attached = attached.into_iter().next().ok_or_else(|| gone("internet gateway"))?.id;
                 if attached != id {
                     self.shared.ledger.removed(self.cluster, &id);
-                    client.delete_gateway(&id).await?;
+                    done(client.delete_gateway(&id).await)?;
                 }
                 Ok(attached)
             }
@@ -286,6 +279,7 @@ impl Work<'_> {
             self.made(&id);
             let table = crate::model::Table {
                 id,
+                vpc: vpc.id.clone(),
                 part,
                 default: None,
                 subnets: BTreeSet::new(),
@@ -315,13 +309,13 @@ impl Work<'_> {
     /// The NAT gateway, which takes AWS a minute or two to make.
     async fn nat(&mut self, vpc: &Vpc) -> Result<String, ProviderError> {
         let client = &self.shared.client;
-        let working = self.net.nats.iter().find(|n| n.state == NatState::Available);
-        if let Some(nat) = working {
-            return Ok(nat.id.clone());
-        }
+        let is = |state| self.net.nats.iter().find(move |n| n.state == state);
         let waiting = || ProviderError::wait("the NAT gateway is being made", AGAIN);
-        if self.net.nats.iter().any(|n| n.state == NatState::Pending) {
-            return Err(waiting());
+        match (is(NatState::Available), is(NatState::Pending)) {
+            // Where another `up` makes one as well, it is settled which stays once both are there.
+            (_, Some(_)) => return Err(waiting()),
+            (Some(nat), None) => return Ok(nat.id.clone()),
+            (None, None) => {}
         }
         let subnet = self
             .net
@@ -359,6 +353,7 @@ impl Work<'_> {
             self.made(&arn);
             self.net.target_group = Some(crate::model::TargetGroup {
                 arn: arn.clone(),
+                vpc: Some(vpc.id.clone()),
                 ours: true,
                 targets: BTreeSet::new(),
             });

@@ -3,6 +3,7 @@
 pub(crate) mod ensure;
 pub(crate) mod layout;
 pub(crate) mod remove;
+mod surplus;
 
 use std::collections::BTreeSet;
 
@@ -15,7 +16,7 @@ use kprov_types::machine::{Endpoint, Network};
 
 use crate::Shared;
 use crate::error::while_reading;
-use crate::model::{Gateway, Net, Vpc};
+use crate::model::{Gateway, Net};
 
 /// Lists everything of a cluster's network: one call for each kind of thing.
 pub(crate) async fn look(shared: &Shared, cluster: &ClusterName) -> Result<Net, ProviderError> {
@@ -52,42 +53,28 @@ async fn list(shared: &Shared, cluster: &ClusterName) -> Result<(Net, Vec<Ipv4Ne
     )
     .map_err(while_reading)?;
     let ranges = vpcs.iter().map(|v| v.cidr).collect();
-    let (vpc, surplus) = choose_vpc(vpcs, shared.settings.vpc.as_deref(), |id| {
-        subnets.iter().any(|s| s.vpc == id) || groups.iter().any(|g| g.vpc == id)
-    });
-    let net = Net {
-        vpc,
-        surplus,
-        groups: groups.into_iter().map(|g| (g.part, g)).collect(),
+    let listed = surplus::Listed {
+        vpcs,
+        groups,
         subnets,
-        tables: tables.into_iter().map(|t| (t.part, t)).collect(),
+        tables,
         gateways,
-        given_gateway: given.into_iter().next().map(|g| g.id),
         nats,
         addresses,
-        balancer,
-        target_group,
     };
+    let endpoint = target_group.as_ref().filter(|t| t.ours).and_then(|t| t.vpc.as_deref());
+    let mut net = listed.sort_out(shared.settings.vpc.as_deref(), endpoint);
+    net.given_gateway = given.into_iter().next().map(|g| g.id);
+    net.balancer = balancer;
+    net.target_group = target_group;
     Ok((net, ranges))
-}
-
-/// The cluster's VPC: the one that is given, else of those with its tag the one that has things in it, or else the first.
-/// The others are surplus.
-fn choose_vpc(vpcs: Vec<Vpc>, given: Option<&str>, in_use: impl Fn(&str) -> bool) -> (Option<Vpc>, Vec<String>) {
-    if let Some(given) = given {
-        return (vpcs.into_iter().find(|v| v.id == given), Vec::new());
-    }
-    let mut ours: Vec<Vpc> = vpcs.into_iter().filter(|v| v.ours).collect();
-    ours.sort_by_key(|v| (!in_use(&v.id), v.id.clone()));
-    let mut ours = ours.into_iter();
-    (ours.next(), ours.map(|v| v.id).collect())
 }
 
 /// The ids of everything in it that can be too new to be listed.
 pub(crate) fn listed(net: &Net) -> BTreeSet<&str> {
     let mut ids: BTreeSet<&str> = BTreeSet::new();
     ids.extend(net.vpc.iter().map(|v| v.id.as_str()));
-    ids.extend(net.surplus.iter().map(String::as_str));
+    ids.extend(net.surplus.things().map(|(_, id)| id));
     ids.extend(net.groups.values().map(|g| g.id.as_str()));
     ids.extend(net.subnets.iter().map(|s| s.id.as_str()));
     ids.extend(net.tables.values().map(|t| t.id.as_str()));
@@ -119,27 +106,4 @@ pub(crate) fn network(shared: &Shared, net: &Net) -> Option<Network> {
         host_address: None,
         complete: layout::complete(net, &shared.settings, port),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_several_vpcs_the_one_in_use_is_kept() {
-        let vpc = |id: &str, ours| Vpc {
-            id: id.into(),
-            cidr: "10.32.0.0/16".parse().unwrap(),
-            ours,
-        };
-        let all = vec![vpc("vpc-1", true), vpc("vpc-2", true), vpc("vpc-0", false)];
-        let (chosen, surplus) = choose_vpc(all.clone(), None, |id| id == "vpc-2");
-        assert_eq!(
-            (chosen.unwrap().id, surplus),
-            ("vpc-2".into(), vec!["vpc-1".to_owned()])
-        );
-        let (chosen, surplus) = choose_vpc(all.clone(), Some("vpc-0"), |_| false);
-        assert_eq!((chosen.unwrap().id, surplus), ("vpc-0".into(), Vec::<String>::new()));
-        assert_eq!(choose_vpc(Vec::new(), None, |_| true), (None, Vec::new()));
-    }
 }

@@ -6,16 +6,16 @@ use std::time::Duration;
 use kprov_provider::ProviderError;
 use kprov_types::ClusterName;
 
-use super::look;
+use super::{look, surplus};
 use crate::Shared;
 use crate::error::{CallError, while_reading};
-use crate::model::{NatState, Net, Part, Rule, Source};
+use crate::model::{Gateway, Group, Nat, NatState, Net, Part, Rule, Source};
 
 /// When to look again at what AWS is removing.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Gone already is as good.
-fn done(result: Result<(), CallError>) -> Result<(), CallError> {
+pub(super) fn done(result: Result<(), CallError>) -> Result<(), CallError> {
     match result {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,
@@ -29,46 +29,52 @@ pub(crate) async fn remove(shared: &Shared, cluster: &ClusterName) -> Result<(),
     for id in super::listed(&net) {
         shared.ledger.removed(cluster, id);
     }
+    surplus::drop_it(shared, cluster, &net.surplus).await?;
     if let Some(balancer) = net.balancer.as_ref().filter(|b| b.ours) {
         done(client.delete_balancer(&balancer.arn).await)?;
     }
     if let Some(group) = net.target_group.as_ref().filter(|t| t.ours) {
         done(client.delete_target_group(&group.arn).await)?;
     }
-    nats(shared, &net).await?;
+    delete_nats(shared, &net.nats).await?;
     for address in &net.addresses {
         done(client.release_address(&address.id).await)?;
     }
     let held = holding(shared, cluster, &net, groups_and_subnets(shared, &net).await).await;
     held?;
     for gateway in &net.gateways {
-        if let Some(vpc) = &gateway.vpc {
-            match client.detach_gateway(&gateway.id, vpc).await {
-                Err(error) if error.code() != Some("Gateway.NotAttached") => done(Err(error))?,
-                _ => {}
-            }
-        }
-        done(client.delete_gateway(&gateway.id).await)?;
+        delete_gateway(shared, gateway).await?;
     }
     // The group of the machines goes last, as it tells the range.
     if let Some(group) = net.groups.get(&Part::Machines) {
         holding(shared, cluster, &net, done(client.delete_group(&group.id).await)).await?;
     }
-    let ours = net.vpc.iter().filter(|v| v.ours).map(|v| &v.id);
-    for vpc in ours.chain(&net.surplus) {
-        holding(shared, cluster, &net, done(client.delete_vpc(vpc).await)).await?;
+    if let Some(vpc) = net.vpc.as_ref().filter(|v| v.ours) {
+        holding(shared, cluster, &net, done(client.delete_vpc(&vpc.id).await)).await?;
     }
     Ok(())
 }
 
-async fn nats(shared: &Shared, net: &Net) -> Result<(), ProviderError> {
-    for nat in &net.nats {
+pub(super) async fn delete_gateway(shared: &Shared, gateway: &Gateway) -> Result<(), CallError> {
+    let client = &shared.client;
+    if let Some(vpc) = &gateway.vpc {
+        match client.detach_gateway(&gateway.id, vpc).await {
+            Err(error) if error.code() != Some("Gateway.NotAttached") => done(Err(error))?,
+            _ => {}
+        }
+    }
+    done(client.delete_gateway(&gateway.id).await)
+}
+
+/// Deletes them, or says that they are on their way.
+pub(super) async fn delete_nats(shared: &Shared, nats: &[Nat]) -> Result<(), ProviderError> {
+    for nat in nats {
         if nat.state != NatState::Deleting {
             done(shared.client.delete_nat(&nat.id).await)?;
         }
     }
     // Its address and subnet are its own until it's gone; one that failed never had them.
-    if net.nats.iter().any(|n| n.state != NatState::Failed) {
+    if nats.iter().any(|n| n.state != NatState::Failed) {
         return Err(ProviderError::wait("the NAT gateway is being removed", AGAIN));
     }
     Ok(())
@@ -78,15 +84,7 @@ async fn groups_and_subnets(shared: &Shared, net: &Net) -> Result<(), CallError>
     let client = &shared.client;
     if let Some(api) = net.groups.get(&Part::Api) {
         if let Some(machines) = net.groups.get(&Part::Machines) {
-            let naming: BTreeSet<Rule> = machines
-                .rules
-                .iter()
-                .filter(|r| r.from == Source::Group(api.id.clone()))
-                .cloned()
-                .collect();
-            if !naming.is_empty() {
-                done(client.revoke(&machines.id, &naming).await)?;
-            }
+            revoke_naming(shared, machines, &api.id).await?;
         }
         done(client.delete_group(&api.id).await)?;
     }
@@ -95,6 +93,29 @@ async fn groups_and_subnets(shared: &Shared, net: &Net) -> Result<(), CallError>
     }
     for table in net.tables.values() {
         done(client.delete_table(&table.id).await)?;
+    }
+    Ok(())
+}
+
+/// Takes the rules that name `other` from a group: none that is named can be deleted.
+async fn revoke_naming(shared: &Shared, group: &Group, other: &str) -> Result<(), CallError> {
+    let names = |rule: &&Rule| matches!(&rule.from, Source::Group(id) if id == other);
+    let naming: BTreeSet<Rule> = group.rules.iter().filter(names).cloned().collect();
+    if naming.is_empty() {
+        return Ok(());
+    }
+    done(shared.client.revoke(&group.id, &naming).await)
+}
+
+/// Deletes groups whose rules may name each other.
+pub(super) async fn delete_groups(shared: &Shared, groups: &[Group]) -> Result<(), CallError> {
+    for group in groups {
+        for other in groups.iter().filter(|other| other.id != group.id) {
+            revoke_naming(shared, group, &other.id).await?;
+        }
+    }
+    for group in groups {
+        done(shared.client.delete_group(&group.id).await)?;
     }
     Ok(())
 }
