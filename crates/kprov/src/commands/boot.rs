@@ -160,10 +160,14 @@ fn programs(server: &Server, virtual_media: bool, reporter: &Reporter) -> Result
             .hint("install it (Debian: `apt-get install ipxe`)")
             .into());
     }
-    if !missing.is_empty() {
+    for program in missing {
+        let whose = match program {
+            "undionly.kpxe" => "hosts that boot by BIOS",
+            "ipxe.efi" => "x86 hosts that boot by UEFI",
+            _ => "ARM hosts",
+        };
         reporter.note(&format!(
-            "warning: iPXE's programs {} are not on this machine (Debian: `apt-get install ipxe`); only firmware with iPXE in it can boot here",
-            missing.join(", ")
+            "warning: iPXE's `{program}` is not on this machine (the package `ipxe` has it, though not everywhere the one for ARM): {whose} can boot only if their firmware has iPXE in it"
         ));
     }
     Ok(virtual_media.then(|| server.cd_url()))

@@ -228,6 +228,9 @@ impl BootError {
                 "give the interface that has this machine's address in the hosts' network, and a free `--port`"
             }
             Self::NoDnsmasq { .. } => "install it (Debian: `apt-get install dnsmasq-base`)",
+            Self::Dnsmasq { said } if said.contains("ermission denied") || said.contains("not permitted") => {
+                "run this as root: DHCP and TFTP have ports that only root may listen on"
+            }
             Self::Dnsmasq { .. } => "another DHCP server may run on this machine",
             Self::Directory(_) => "check that there is space in the temporary directory",
             Self::Host { .. } => "give `--image`, and the disk in the inventory's `disk.path`; or run it from memory",
