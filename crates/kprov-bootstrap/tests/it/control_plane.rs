@@ -279,6 +279,10 @@ impl Plane {
                 "PodDisruptionBudget kube-system/kube-scheduler",
             ];
             let repaired = edited_here.contains(&object.to_string().as_str());
+            // The controller-manager may give one its token just now.
+            if object.kind == "ServiceAccount" {
+                continue;
+            }
             ensure!((outcome == Outcome::Changed) == repaired, "{object}: {outcome:?}");
         }
         // A refusal is told at once, not at the deadline.
