@@ -67,7 +67,8 @@ impl Traces {
             if let Ok(out) = Command::new(program).args(args).output() {
                 for line in String::from_utf8_lossy(&out.stdout)
                     .lines()
-                    .filter(|l| !l.starts_with('#') && !l.starts_with(':'))
+                    // Of a firewall its rules: the tables are there once somebody has looked into them.
+                    .filter(|l| program != "iptables-save" || l.starts_with('-'))
                 {
                     all.insert(format!("{program} {line}"));
                 }

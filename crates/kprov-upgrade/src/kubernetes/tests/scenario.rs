@@ -117,14 +117,19 @@ impl Scenario {
             admin,
             server,
         };
-        let manifests = self_hosted(&settings(&scenario.current), 2, None)?;
+        let mut manifests = self_hosted(&settings(&scenario.current), 2, None)?;
+        // From the start: of two pods one would be deleted, and where that has a machine by then it would stay, without a kubelet.
+        for manifest in &mut manifests {
+            let single = [Workload::ControllerManager, Workload::Scheduler].map(Workload::as_str);
+            if single.iter().any(|name| manifest.object["metadata"]["name"] == *name)
+                && manifest.object["kind"] == "Deployment"
+            {
+                manifest.object["spec"]["replicas"] = json!(1);
+            }
+        }
         apply(&scenario.admin.0, &manifests, Instant::now() + PATIENCE, |_| ()).await?;
         for (index, node) in ["cp-0", "w-0", "w-1"].into_iter().enumerate() {
             scenario.node(node, index).await?;
-        }
-        for workload in [Workload::ControllerManager, Workload::Scheduler] {
-            let one = json!({ "spec": { "replicas": 1 } });
-            scenario.admin.patch(&Self::path(workload), &one).await?;
         }
         Ok(scenario)
     }
