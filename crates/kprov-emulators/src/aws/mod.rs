@@ -2,7 +2,8 @@
 //!
 //! [`Moto::start`] starts both; they end with the value. What passes through the proxy is counted by name, may fail on
 //! request ([`Faults`]), and is held to what the real API refuses and moto lets pass: client tokens, things that are in use,
-//! the size of user data, volumes and zones. [`Moto::direct`] is moto itself, for a test that looks without being counted.
+//! the size of user data, volumes and zones, a VPC's second internet gateway, a port's second listener. One change is carried
+//! out after the other. [`Moto::direct`] is moto itself, for a test that looks without being counted.
 
 mod faults;
 mod proxy;

@@ -40,7 +40,9 @@ impl Listed {
         let (mut nats_gone, nats): (Vec<_>, Vec<_>) = self.nats.into_iter().partition(|n| goes(&n.vpc));
         let (kept, not_needed) = choose_nat(nats, &tables);
         nats_gone.extend(not_needed);
-        let works = kept.iter().any(|n| n.state == NatState::Available);
+        // One that is being made has its address already, or is about to ask for it.
+        let works =
+            kept.iter().any(|n| n.state == NatState::Available) && !kept.iter().any(|n| n.state == NatState::Pending);
         let (addresses_gone, addresses) = self.addresses.into_iter().partition(|a| works && !a.in_use);
         Net {
             vpc,
