@@ -29,7 +29,7 @@ fn killed_at_calls() -> Result<()> {
         let range = "10.83.0.0/16".parse()?;
         let aws = Aws::start("room-aws-kill", range, false)?;
         let payload = upgrades()?.into_iter().next().context("no chain")?.remove(0);
-        scenario::killed(&aws, "e2e-aws-kill", range, &payload, if full() { 1 } else { 9 })?;
+        scenario::killed(&aws, "e2e-aws-kill", range, &payload, if full() { 1 } else { 15 })?;
     }
     Traces::nothing_left(&before)
 }

@@ -31,7 +31,7 @@ fn killed_at_calls() -> Result<()> {
         let range = "10.81.0.0/16".parse()?;
         let azure = Azure::start("room-azure-kill", range, false)?;
         let payload = upgrades()?.into_iter().next().context("no chain")?.remove(0);
-        scenario::killed(&azure, "e2e-azure-kill", range, &payload, if full() { 1 } else { 9 })?;
+        scenario::killed(&azure, "e2e-azure-kill", range, &payload, if full() { 1 } else { 15 })?;
     }
     Traces::nothing_left(&before)
 }
