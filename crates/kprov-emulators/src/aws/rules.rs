@@ -451,7 +451,6 @@ async fn vpc_holder(proxy: &Proxy, call: &Call, vpc: &str) -> Result<Option<Stri
     Ok(holders.into_iter().next())
 }
 
-/// A load balancer's name is taken once: the same again is the one that exists, another one with it is refused.
 /// The same listener again is answered with the one that is there; another one on its port is refused.
 fn existing_listener(call: &Call, existing: &Element) -> Option<Reply> {
     let port = call.field("Port");
@@ -479,6 +478,7 @@ fn existing_listener(call: &Call, existing: &Element) -> Option<Reply> {
     })
 }
 
+/// A load balancer's name is taken once: the same again is the one that exists, another one with it is refused.
 fn existing_balancer(call: &Call, existing: &Element) -> Option<Reply> {
     let balancer = items(existing, "LoadBalancers").first().copied()?;
     let asked: BTreeSet<&str> = call.fields("Subnets.member.").map(|(_, v)| v.as_str()).collect();
