@@ -42,8 +42,17 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 }
 
 /// A cargo of the toolchain that runs this task, in the workspace's directory.
+///
+/// Without what the cargo around us says of the package `xtask`: build scripts that look at `CARGO_MANIFEST_DIR` (ring's) would
+/// run again for every other checkout, and all that depends on them, the SDKs first, would be built again.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::cache::workspace());
+    for (name, _) in std::env::vars_os() {
+        let of_package = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+        if name.to_str().is_some_and(of_package) {
+            command.env_remove(name);
+        }
+    }
     command
 }
