@@ -1,6 +1,6 @@
 //! The ARM server's machines, made real.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,7 +112,7 @@ impl Cloud for Azure {
         machines
             .into_iter()
             .find(|m| m.name == machine)
-            .map(|m| m.name)
+            .map(|m| room_id(&m))
             .with_context(|| format!("no machine is called `{machine}`"))
     }
 
@@ -141,23 +141,13 @@ struct Watch {
 impl Emulator for Watch {
     fn look(&mut self) -> Result<Picture> {
         let machines = self.arm.virtual_machines();
-        let there: BTreeSet<String> = self
-            .arm
-            .resources()
-            .iter()
-            .filter(|id| {
-                id.rsplit('/')
-                    .nth(1)
-                    .is_some_and(|kind| kind.eq_ignore_ascii_case("disks"))
-            })
-            .filter_map(|id| id.rsplit('/').next().map(str::to_owned))
-            .collect();
+        let there = self.arm.disks();
         let mut attached = BTreeMap::new();
         for machine in &machines {
             for disk in &machine.data_disks {
-                self.sizes.insert(disk.name.clone(), disk.size_gib.unsigned_abs());
+                self.sizes.insert(disk.unique_id.clone(), disk.size_gib.unsigned_abs());
                 let place = format!("/dev/disk/azure/scsi1/lun{}", disk.lun);
-                attached.insert(disk.name.clone(), (machine.name.clone(), vec![place]));
+                attached.insert(disk.unique_id.clone(), (room_id(machine), vec![place]));
             }
         }
         self.sizes.retain(|disk, _| there.contains(disk));
@@ -177,12 +167,17 @@ impl Emulator for Watch {
     }
 }
 
+/// What the room calls a machine: its name may be another one's a moment later.
+fn room_id(machine: &VirtualMachine) -> String {
+    format!("vm-{}", machine.vm_id)
+}
+
 /// A machine that runs or has run; one that is only being made has no power yet.
 fn instance(machine: VirtualMachine) -> Option<Instance> {
     Some(Instance {
         running: machine.power? == Power::Running,
         address: machine.private_address?,
-        id: machine.name,
+        id: room_id(&machine),
         hostname: machine.computer_name,
         user_data: machine.custom_data.unwrap_or_default(),
         metadata: BTreeMap::new(),

@@ -34,6 +34,7 @@ mod strict;
 mod tests;
 mod token;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -52,7 +53,7 @@ pub use server::Recorded;
 
 use crate::record::Record;
 use server::{Denied, Shared};
-use store::Store;
+use store::{Resource, Store};
 use token::Tokens;
 
 /// How the server behaves.
@@ -284,6 +285,12 @@ impl Arm {
             .of_kind("virtualMachines")
             .filter_map(|m| store.virtual_machine(&m.id))
             .collect()
+    }
+
+    /// The `uniqueId`s of all disks.
+    pub fn disks(&self) -> BTreeSet<String> {
+        let store = self.shared.store();
+        store.of_kind("disks").map(Resource::unique_id).collect()
     }
 
     /// All load balancers.

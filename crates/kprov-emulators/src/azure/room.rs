@@ -67,6 +67,8 @@ pub struct VirtualMachine {
     pub id: String,
     /// Its name.
     pub name: String,
+    /// Its `vmId`: another machine of the same name has another one.
+    pub vm_id: String,
     /// Its resource group.
     pub group: String,
     /// Its host name.
@@ -108,6 +110,8 @@ pub struct DataDisk {
     pub id: String,
     /// The disk's name.
     pub name: String,
+    /// Its `uniqueId`: another disk of the same name has another one.
+    pub unique_id: String,
     /// Its size.
     pub size_gib: i64,
 }
@@ -200,6 +204,7 @@ impl Store {
         Some(VirtualMachine {
             id: vm.id.clone(),
             name: vm.name.clone(),
+            vm_id: at("/properties/vmId").unwrap_or_default(),
             group: vm.group.clone(),
             computer_name: at("/properties/osProfile/computerName").unwrap_or_else(|| vm.name.clone()),
             location: vm.location().to_owned(),
@@ -228,6 +233,7 @@ impl Store {
             lun: attached.get("lun")?.as_i64()?,
             id: disk.id.clone(),
             name: disk.name.clone(),
+            unique_id: disk.unique_id(),
             size_gib: disk.properties().get("diskSizeGB").and_then(Value::as_i64).unwrap_or(0),
         })
     }

@@ -77,6 +77,12 @@ impl Resource {
         self.body.get("properties").and_then(Value::as_object).unwrap_or(&NONE)
     }
 
+    /// A disk's `uniqueId`.
+    pub(super) fn unique_id(&self) -> String {
+        let id = self.properties().get("uniqueId").and_then(Value::as_str);
+        id.unwrap_or_default().to_owned()
+    }
+
     pub(super) fn location(&self) -> &str {
         self.body.get("location").and_then(Value::as_str).unwrap_or_default()
     }

@@ -60,7 +60,7 @@ async fn a_room_sees_machines_balancers_and_what_changes() {
     body["properties"]["diagnosticsProfile"] = json!({"bootDiagnostics": {"enabled": true}});
     body["properties"]["storageProfile"]["dataDisks"] =
         json!([{"lun": 0, "createOption": "Attach", "managedDisk": {"id": client.id("Microsoft.Compute/disks/d")}}]);
-    client.made(&machine("m"), COMPUTE, body).await;
+    client.made(&machine("m"), COMPUTE, body.clone()).await;
 
     let Event::Created(made) = next(&mut events).await else {
         panic!("created first")
@@ -76,6 +76,7 @@ async fn a_room_sees_machines_balancers_and_what_changes() {
         ),
         (0, "d", 8)
     );
+    assert!(client.arm.disks().contains(&made.data_disks[0].unique_id));
     assert_eq!(
         (made.zone.as_deref(), made.power, made.subnet.as_deref()),
         (Some("1"), Some(Power::Running), Some("10.0.0.0/24"))
@@ -126,6 +127,9 @@ async fn a_room_sees_machines_balancers_and_what_changes() {
     assert!(matches!(next(&mut events).await, Event::Deleted { name, .. } if name == "m"));
     assert!(matches!(next(&mut events).await, Event::DiskDeleted { name, .. } if name == "m-os"));
     assert_eq!(client.call(Method::GET, &machine("m"), COMPUTE, None).await.status, 404);
+
+    client.made(&machine("m"), COMPUTE, body).await;
+    assert_ne!(client.arm.virtual_machines()[0].vm_id, made.vm_id);
 }
 
 #[tokio::test]
