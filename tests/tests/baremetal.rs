@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
-use kprov_e2e::{Cluster, Payload, Prober, Traces, items, payloads, self_hosted, upgrades, wait_for};
+use kprov_e2e::{Cluster, Payload, Prober, Traces, full, items, payloads, self_hosted, upgrades, wait_for};
 use kprov_emulators::bmc::{Manners, PASSWORD, StandIn, USER};
 use kprov_emulators::hosts::{ADMIN, Disk, Hosts};
 use tokio::runtime::Runtime;
@@ -121,6 +121,64 @@ impl Rack {
         }
         Ok(std::fs::write(path, text)?)
     }
+
+    /// An Ansible inventory of hosts called `node1` and so on, as kubespray's users have it: a user who is not root, group variables,
+    /// a range, known hosts, addresses inside, a disk for etcd each. As many as there are disks are for the control plane.
+    fn ansible(&self, disks: &[Disk], workers: usize) -> Result<Utf8PathBuf> {
+        let directory = self.hosts.files().join("inventory");
+        std::fs::create_dir_all(directory.join("group_vars/all"))?;
+        let known = directory.join("known_hosts");
+        let (mut keys, mut hosts, mut control_plane) = (String::new(), String::new(), String::new());
+        for number in 1..=disks.len() + workers {
+            let name = format!("node{number}");
+            let address = self.address(&name)?;
+            writeln!(keys, "{address} {}", self.hosts.host_key(&name)?)?;
+            writeln!(hosts, "{name} ansible_host={address} ip={address}")?;
+            if let Some(disk) = disks.get(number - 1) {
+                writeln!(control_plane, "{name} kprov_disk={}", disk.device)?;
+            }
+        }
+        std::fs::write(&known, keys)?;
+        let vars = format!(
+            "---\nansible_user: admin\nansible_ssh_private_key_file: {}\nansible_ssh_common_args: \"-o UserKnownHostsFile={known}\"\n",
+            self.hosts.key()
+        );
+        std::fs::write(directory.join("group_vars/all/all.yml"), vars)?;
+        let last = disks.len();
+        let mut text =
+            format!("[all]\n{hosts}\n[kube_control_plane]\n{control_plane}\n[etcd]\nnode[1:{last}]\n\n[kube_node]\n");
+        if workers > 0 {
+            writeln!(text, "node[{}:{}]", last + 1, last + workers)?;
+        }
+        text.push_str("\n[k8s_cluster:children]\nkube_control_plane\nkube_node\n");
+        let inventory = directory.join("inventory.ini");
+        std::fs::write(&inventory, text)?;
+        Ok(inventory)
+    }
+
+    /// A disk of its own for each of these hosts.
+    fn disks(&self, hosts: &[&str]) -> Result<Vec<Disk>> {
+        let mut disks = Vec::new();
+        for host in hosts {
+            let disk = Disk::new(512)?;
+            disk.lend(&self.hosts, host)?;
+            disks.push(disk);
+        }
+        Ok(disks)
+    }
+}
+
+/// A cluster file with a virtual address, beside its inventory.
+fn with_virtual_address(cluster: &Cluster, inventory: &Utf8Path, address: &str) -> Result<Utf8PathBuf> {
+    let file = inventory.with_file_name("cluster.yaml");
+    let text = format!(
+        "apiVersion: kprov.io/v1alpha1\nkind: Cluster\nmetadata: {{name: {}}}\nspec:\n  provider: baremetal\n  \
+         baremetal: {{inventory: {}, virtualAddress: {address}}}\n",
+        cluster.name,
+        inventory.file_name().context("an inventory without a name")?
+    );
+    std::fs::write(&file, text)?;
+    Ok(file)
 }
 
 fn success(out: &Output) -> Result<String> {
@@ -144,8 +202,8 @@ fn up(cluster: &Cluster, payload: &Payload, inventory: &Utf8Path) -> Result<Stri
     success(&up_command(cluster, payload, inventory).output()?)
 }
 
-/// Three control-plane hosts and two workers, one of which has no power at first; one host more, one host less; another version,
-/// without one connection by SSH; and the hosts as they were.
+/// Three control-plane hosts and two workers, one of which has no power at first, comes later and is taken out again; with
+/// `--full` another version, without one connection by SSH; and the hosts as they were.
 #[test]
 fn three_and_two_from_a_native_inventory() -> Result<()> {
     let chain = upgrades()?.into_iter().next().context("no chain")?;
@@ -153,7 +211,7 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
     let here = Traces::list();
     {
         let rack = Rack::open("e2ebm", "10.99.71.0/24")?;
-        let all = ["m1", "m2", "m3", "w1", "w2", "w3"];
+        let all = ["m1", "m2", "m3", "w1", "w2"];
         rack.start(&all.map(|host| (host, "")))?;
         let before = rack.traces(&all)?;
         let cluster = Cluster::new("e2e-bm")?;
@@ -203,32 +261,28 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
         up(&cluster, payload, &inventory)?;
         eprintln!("{} SSH connections for a second `up`", rack.logins(&all)? - logins);
 
-        // One host more.
-        rack.native(&inventory, &["m1", "m2", "m3"], &["w1", "w2", "w3"])?;
-        up(&cluster, payload, &inventory)?;
-        self_hosted(&kubectl, payload, 3, 3)?;
-        // One less: `up` says so and leaves it, and the command that it names takes it out.
-        rack.native(&inventory, &["m1", "m2", "m3"], &["w1", "w2"])?;
+        // One host less: `up` says so and leaves it, and the command that it names takes it out.
+        rack.native(&inventory, &["m1", "m2", "m3"], &["w1"])?;
         let said = up(&cluster, payload, &inventory)?;
-        ensure!(said.contains("kprov inventory remove w3 --name e2e-bm"), "{said}");
+        ensure!(said.contains("kprov inventory remove w2 --name e2e-bm"), "{said}");
         success(
             &cluster
-                .kprov(&["inventory", "remove", "w3", "--name", "e2e-bm", "--yes"])
+                .kprov(&["inventory", "remove", "w2", "--name", "e2e-bm", "--yes"])
                 .output()?,
         )?;
         // The DaemonSet's controller counts again in its own time.
         wait_for("one worker less", Duration::from_mins(1), || {
-            self_hosted(&kubectl, payload, 3, 2)
+            self_hosted(&kubectl, payload, 3, 1)
         })?;
-        let only = BTreeMap::from([("w3".to_owned(), before["w3"].clone())]);
+        let only = BTreeMap::from([("w2".to_owned(), before["w2"].clone())]);
         rack.as_before(&only)?;
         let refused = cluster
             .kprov(&["inventory", "remove", "m1", "--name", "e2e-bm", "--yes"])
             .output()?;
         ensure!(refused.status.code() == Some(1), "a control-plane host was removed");
 
-        // Another version: through the API alone.
-        if let Some(next) = chain.get(1) {
+        // Another version: through the API alone. Before Kubernetes 1.22, without surges, that takes minutes for three.
+        if let Some(next) = chain.get(1).filter(|_| full()) {
             let logins = rack.logins(&all)?;
             let start = Instant::now();
             success(&cluster.upgrade_command(&chain, &next.version).output()?)?;
@@ -239,7 +293,7 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
                 payload.version, next.version
             );
             ensure!(during == 0, "{during} SSH connections during an upgrade");
-            self_hosted(&kubectl, next, 3, 2)?;
+            self_hosted(&kubectl, next, 3, 1)?;
         }
 
         // The inventory's file is not needed any more.
@@ -253,9 +307,9 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
     Traces::nothing_left(&here)
 }
 
-/// Three control-plane hosts and two workers, from an Ansible inventory as kubespray's users have it: a user who is not root, group
-/// variables, a range, known hosts, addresses inside, a disk for etcd each.
+/// Three control-plane hosts and two workers, from an Ansible inventory.
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn three_and_two_from_an_ansible_inventory() -> Result<()> {
     const CONTROL_PLANE: [&str; 3] = ["node1", "node2", "node3"];
     const ALL: [&str; 5] = ["node1", "node2", "node3", "node4", "node5"];
@@ -264,40 +318,10 @@ fn three_and_two_from_an_ansible_inventory() -> Result<()> {
     {
         let rack = Rack::open("e2ebma", "10.99.72.0/24")?;
         rack.start(&ALL.map(|host| (host, ADMIN)))?;
-        let mut disks = Vec::new();
-        for host in CONTROL_PLANE {
-            let disk = Disk::new(512)?;
-            disk.lend(&rack.hosts, host)?;
-            disks.push(disk);
-        }
+        let disks = rack.disks(&CONTROL_PLANE)?;
         let before = rack.traces(&ALL)?;
         let cluster = Cluster::new("e2e-bma")?;
-        let directory = rack.hosts.files().join("inventory");
-        std::fs::create_dir_all(directory.join("group_vars/all"))?;
-        let known = directory.join("known_hosts");
-        let mut lines = String::new();
-        let mut hosts = String::new();
-        for name in ALL {
-            let address = rack.address(name)?;
-            writeln!(lines, "{address} {}", rack.hosts.host_key(name)?)?;
-            writeln!(hosts, "{name} ansible_host={address} ip={address}")?;
-        }
-        std::fs::write(&known, lines)?;
-        let vars = format!(
-            "---\nansible_user: admin\nansible_ssh_private_key_file: {}\nansible_ssh_common_args: \"-o UserKnownHostsFile={known}\"\n",
-            rack.hosts.key()
-        );
-        std::fs::write(directory.join("group_vars/all/all.yml"), vars)?;
-        let inventory = directory.join("inventory.ini");
-        let mut control_plane = String::new();
-        for (host, disk) in CONTROL_PLANE.iter().zip(&disks) {
-            writeln!(control_plane, "{host} kprov_disk={}", disk.device)?;
-        }
-        let text = format!(
-            "[all]\n{hosts}\n[kube_control_plane]\n{control_plane}\n[etcd]\nnode[1:3]\n\n[kube_node]\nnode[4:5]\n\n\
-             [k8s_cluster:children]\nkube_control_plane\nkube_node\n"
-        );
-        std::fs::write(&inventory, text)?;
+        let inventory = rack.ansible(&disks, 2)?;
         let start = Instant::now();
         up(&cluster, &payload, &inventory)?;
         eprintln!(
@@ -323,35 +347,37 @@ fn three_and_two_from_an_ansible_inventory() -> Result<()> {
     Traces::nothing_left(&here)
 }
 
-/// A host whose disk can't be formatted: told as soon as kprov-node has ended there, in its words; and once that is mended the next
-/// `up` carries on.
+/// A host of an Ansible inventory whose disk can't be formatted: told as soon as kprov-node has ended there, in its words; and once
+/// that is mended the next `up` carries on. Clients know the API by a virtual address.
 #[test]
 fn a_host_fails_while_it_is_set_up() -> Result<()> {
+    const ADDRESS: &str = "10.99.74.250";
     let payload = payloads()?.into_iter().next().context("no payload")?;
     let here = Traces::list();
     {
         let rack = Rack::open("e2ebmf", "10.99.74.0/24")?;
-        rack.start(&[("m1", "")])?;
-        let disk = Disk::new(512)?;
-        disk.lend(&rack.hosts, "m1")?;
-        let before = rack.traces(&["m1"])?;
+        rack.start(&[("node1", ADMIN)])?;
+        let disks = rack.disks(&["node1"])?;
+        let before = rack.traces(&["node1"])?;
         let cluster = Cluster::new("e2e-bmf")?;
-        let inventory = rack.hosts.files().join("hosts.yaml");
-        rack.native(&inventory, &["m1"], &[])?;
-        let mut text = std::fs::read_to_string(&inventory)?;
-        writeln!(text, "    disk: {{path: {}}}", disk.device)?;
-        std::fs::write(&inventory, text)?;
+        let inventory = rack.ansible(&disks, 0)?;
+        let file = with_virtual_address(&cluster, &inventory, ADDRESS)?;
+        let up = || {
+            let mut command = cluster.kprov(&["up", "-f", file.as_str()]);
+            command.args(payload.options());
+            command
+        };
         rack.hosts.inside(
-            "m1",
+            "node1",
             "cd /usr/sbin; mv mkfs.ext4 mkfs.ext4.good; printf '#!/bin/sh\necho this disk is broken >&2\nexit 1\n' >mkfs.ext4; chmod 755 mkfs.ext4",
         )?;
         let start = Instant::now();
-        let out = up_command(&cluster, &payload, &inventory).output()?;
+        let out = up().output()?;
         let took = start.elapsed();
         let said = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.code() == Some(1), "{}: {said}", out.status);
         for part in [
-            "machine `m1` has stopped while it was set up",
+            "machine `node1` has stopped while it was set up",
             "this disk is broken",
             "hint: ",
         ] {
@@ -361,11 +387,19 @@ fn a_host_fails_while_it_is_set_up() -> Result<()> {
         eprintln!("told of a host that stopped after {:.1} s", took.as_secs_f32());
 
         rack.hosts
-            .inside("m1", "mv /usr/sbin/mkfs.ext4.good /usr/sbin/mkfs.ext4")?;
-        up(&cluster, &payload, &inventory)?;
+            .inside("node1", "mv /usr/sbin/mkfs.ext4.good /usr/sbin/mkfs.ext4")?;
+        success(&up().output()?)?;
+        let kubeconfig = std::fs::read_to_string(cluster.kubeconfig())?;
+        ensure!(kubeconfig.contains(&format!("https://{ADDRESS}:6443")), "{kubeconfig}");
         self_hosted(&cluster.kubectl(&payload)?, &payload, 1, 0)?;
+        ensure!(rack.holders(ADDRESS, &["node1"])? == ["node1"]);
         cluster.down()?;
         rack.as_before(&before)?;
+        for disk in &disks {
+            for what in ["TYPE", "PTTYPE"] {
+                ensure!(disk.holds(what)?.is_empty(), "the disk is not given back empty");
+            }
+        }
     }
     Traces::nothing_left(&here)
 }
@@ -373,6 +407,7 @@ fn a_host_fails_while_it_is_set_up() -> Result<()> {
 /// Three control-plane hosts with a virtual address, which is all that clients know of the API; the one that has it loses its link.
 /// One has a management controller, which switches it on before and off afterwards.
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn the_api_keeps_its_virtual_address() -> Result<()> {
     const ADDRESS: &str = "10.99.73.250";
     let payload = payloads()?.into_iter().next().context("no payload")?;
@@ -396,13 +431,7 @@ fn the_api_keeps_its_virtual_address() -> Result<()> {
         )?;
         std::fs::write(&inventory, text)?;
         let login = format!("{USER}:{PASSWORD}");
-        let file = rack.hosts.files().join("cluster.yaml");
-        let text = format!(
-            "apiVersion: kprov.io/v1alpha1\nkind: Cluster\nmetadata: {{name: {}}}\nspec:\n  provider: baremetal\n  \
-             baremetal: {{inventory: hosts.yaml, virtualAddress: {ADDRESS}}}\n",
-            cluster.name
-        );
-        std::fs::write(&file, text)?;
+        let file = with_virtual_address(&cluster, &inventory, ADDRESS)?;
         let start = Instant::now();
         let mut command = cluster.kprov(&["up", "-f", file.as_str()]);
         let said = success(&command.args(payload.options()).env("KPROV_TEST_BMC", &login).output()?)?;

@@ -436,6 +436,7 @@ fn a_host_boots_over_the_network_up_to_kprov_node_reporting_in() -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn a_host_with_uefi_boots_over_the_network() -> Result<()> {
     in_room(|_| boots(Firmware::Uefi, &DHCP))
 }
@@ -447,11 +448,13 @@ fn a_host_boots_from_a_virtual_cd() -> Result<()> {
 }
 
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn a_host_with_uefi_boots_from_a_virtual_cd() -> Result<()> {
     in_room(|_| boots(Firmware::Uefi, &[&DHCP[..], &["--virtual-media"]].concat()))
 }
 
 #[test]
+#[ignore = "takes long: `cargo xtask test --full` runs it"]
 fn a_host_boots_beside_a_dhcp_server_that_was_there_before() -> Result<()> {
     in_room(|room| {
         let _router = room.with_router()?;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use camino::Utf8PathBuf;
 use serde_json::{Value, json};
 
@@ -108,11 +108,20 @@ impl<'a> Trial<'a> {
         command
     }
 
+    fn down_command(&self) -> Command {
+        self.cluster.kprov(&["down", "--name", &self.cluster.name, "--yes"])
+    }
+
     /// Runs `kprov up` to its end; on failure what machines printed is in the error.
     pub fn up(&self) -> Result<Duration> {
         let start = Instant::now();
-        finished(&self.up_command().output()?).with_context(|| self.diagnosis())?;
+        self.diagnosed(finished(&self.up_command().output()?))?;
         Ok(start.elapsed())
+    }
+
+    /// A failure with the diagnosis behind it.
+    fn diagnosed<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| anyhow!("{error:#}\n{}", self.diagnosis()))
     }
 
     fn kubectl(&self) -> Result<Kubectl> {
@@ -176,31 +185,32 @@ impl<'a> Trial<'a> {
         Ok(())
     }
 
-    /// A machine that somebody deleted is put back, with its name, its disk and its place in etcd; the API's data is still there.
-    fn deleted_by_hand(&self, role: &str, index: u32) -> Result<()> {
-        let machine = self.name_of(role, index);
+    /// Machines that somebody deleted are put back, with their names, disks and places in etcd; the API's data is still there.
+    fn deleted_by_hand(&self, machines: &[String]) -> Result<()> {
         let kubectl = self.kubectl()?;
         let before = self.cloud.everything()?;
-        let old = self.cloud.instance(&machine)?;
-        kubectl.run(&["create", "configmap", &format!("before-{role}"), "--from-literal=a=b"])?;
-        self.cloud.delete_by_hand(&machine)?;
+        kubectl.run(&["create", "configmap", "from-before", "--from-literal=a=b"])?;
+        let mut old = BTreeSet::new();
+        for machine in machines {
+            old.insert(self.cloud.instance(machine)?);
+            self.cloud.delete_by_hand(machine)?;
+        }
         self.cloud
             .room()
-            .wait("the machine's end", Duration::from_secs(30), |p| {
-                p.instances.iter().all(|i| i.id != old)
+            .wait("the machines' end", Duration::from_secs(30), |p| {
+                p.instances.iter().all(|i| !old.contains(&i.id))
             })?;
         let took = self.up()?;
         say(&format!(
-            "{}: `up` after {machine} was deleted took {:.1} s",
+            "{}: `up` after {machines:?} were deleted took {:.1} s",
             self.cloud.provider(),
             took.as_secs_f64()
         ));
         let (control_plane, workers) = self.nodes();
-        wait_for("the cluster, whole again", Duration::from_mins(3), || {
+        self.diagnosed(wait_for("the cluster, whole again", Duration::from_mins(3), || {
             self_hosted(&kubectl, &self.payload, control_plane, workers)
-        })
-        .with_context(|| self.diagnosis())?;
-        kubectl.run(&["get", "configmap", &format!("before-{role}")])?;
+        }))?;
+        kubectl.run(&["get", "configmap", "from-before"])?;
         let after = self.cloud.everything()?;
         let count = |all: &Everything| {
             all.iter()
@@ -265,7 +275,7 @@ impl<'a> Trial<'a> {
             seen.failed.len(),
             seen.longest.as_millis()
         ));
-        finished(&out).with_context(|| self.diagnosis())?;
+        self.diagnosed(finished(&out))?;
         ensure!(calls.is_empty(), "an upgrade called the cloud: {calls:?}");
         ensure!(seen.succeeded > 50, "only {} requests were made", seen.succeeded);
         ensure!(seen.failed.is_empty(), "requests failed: {:#?}", seen.failed);
@@ -280,10 +290,7 @@ impl<'a> Trial<'a> {
     fn down(&self, before: &Everything) -> Result<()> {
         self.cloud.forget_calls();
         let start = Instant::now();
-        let out = self
-            .cluster
-            .kprov(&["down", "--name", &self.cluster.name, "--yes"])
-            .output()?;
+        let out = self.down_command().output()?;
         finished(&out)?;
         say(&format!(
             "{}: `down` took {:.1} s and {} calls",
@@ -293,6 +300,11 @@ impl<'a> Trial<'a> {
         ));
         let said = String::from_utf8_lossy(&out.stdout).into_owned();
         ensure!(said.contains("nothing left"), "{said}");
+        self.nothing_left(before)
+    }
+
+    /// The account is as it was before, and the room is empty.
+    fn nothing_left(&self, before: &Everything) -> Result<()> {
         let after = self.cloud.everything()?;
         ensure!(
             after == *before,
@@ -349,12 +361,27 @@ impl Drop for Trial<'_> {
     }
 }
 
-/// `up`, pods, `up` again, machines deleted by hand and put back, an upgrade, `down`; the account ends as it began.
-pub fn life(cloud: &dyn Cloud, name: &str, range: ipnet::Ipv4Net, chain: &[Payload], size: (u32, u32)) -> Result<()> {
+/// `up`, pods, `up` again, machines deleted by hand and put back, an upgrade, `down`; the account ends as it began. Before `up` and
+/// `down` end they are killed at these of their calls.
+pub fn life(
+    cloud: &dyn Cloud,
+    name: &str,
+    range: ipnet::Ipv4Net,
+    chain: &[Payload],
+    size: (u32, u32),
+    kills: &[u64],
+) -> Result<()> {
     let (control_plane, workers) = size;
     let payload = chain.first().context("no payload")?;
     let before = cloud.everything()?;
     let trial = Trial::new(cloud, name, range, payload, control_plane, workers)?;
+    for calls in kills {
+        ensure!(
+            trial.killed_after(trial.up_command(), *calls)?,
+            "`up` made fewer than {calls} calls"
+        );
+    }
+    cloud.forget_calls();
     let took = trial.up()?;
     say(&format!(
         "{}: {control_plane} + {workers} up in {:.1} s with {} calls: {:?}",
@@ -371,9 +398,11 @@ pub fn life(cloud: &dyn Cloud, name: &str, range: ipnet::Ipv4Net, chain: &[Paylo
     trial.etcd_is_on_its_disk()?;
     pods_work(&kubectl, payload)?;
     trial.up_changes_nothing()?;
-    trial.deleted_by_hand("worker", 0)?;
-    trial.deleted_by_hand("cp", control_plane - 1)?;
+    trial.deleted_by_hand(&[trial.name_of("worker", 0), trial.name_of("cp", control_plane - 1)])?;
     trial.upgrade(chain)?;
+    for calls in kills {
+        trial.killed_after(trial.down_command(), *calls)?;
+    }
     trial.down(&before)
 }
 
@@ -398,16 +427,11 @@ pub fn killed(cloud: &dyn Cloud, name: &str, range: ipnet::Ipv4Net, payload: &Pa
 
     // The first run of `down` sees most; each one after it goes on where the last was killed, so that it soon has little to do.
     let mut calls = 0;
-    let down = || trial.cluster.kprov(&["down", "--name", name, "--yes"]);
-    while trial.killed_after(down(), calls)? {
+    while trial.killed_after(trial.down_command(), calls)? {
         kills[1] += 1;
         calls += step;
     }
-    let after = cloud.everything()?;
-    ensure!(
-        after == before,
-        "`down` left or took something: {before:#?}\n{after:#?}"
-    );
+    trial.nothing_left(&before)?;
 
     // Undisturbed, there is as much as after all those kills.
     trial.up()?;
