@@ -55,6 +55,8 @@ pub struct Observation {
     pub pods: Vec<PodSeen>,
     /// Deployments in kube-system.
     pub deployments: Vec<DeploymentSeen>,
+    /// DaemonSets in kube-system.
+    pub daemon_sets: Vec<DaemonSetSeen>,
 }
 
 /// A node.
@@ -99,6 +101,15 @@ pub struct DeploymentSeen {
     pub available: i32,
 }
 
+/// A DaemonSet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonSetSeen {
+    /// Its name.
+    pub name: String,
+    /// How many of its pods the controller manager has counted as ready.
+    pub ready: usize,
+}
+
 /// Something that's still missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waiting {
@@ -139,6 +150,15 @@ pub enum Waiting {
     },
     /// The API server can't reach a machine's kubelet, as long as its serving certificate is not signed.
     Kubelet(MachineName),
+    /// No controller manager has counted the pods of a DaemonSet, all of which are ready: none leads yet.
+    DaemonSet {
+        /// Which.
+        name: &'static str,
+        /// How many are counted as ready.
+        ready: usize,
+        /// How many there should be.
+        wanted: usize,
+    },
 }
 
 impl fmt::Display for Waiting {
@@ -159,6 +179,10 @@ impl fmt::Display for Waiting {
             Self::NotReady { machine, why } if why.is_empty() => write!(f, "`{machine}` to be Ready"),
             Self::NotReady { machine, why } => write!(f, "`{machine}` to be Ready: {why}"),
             Self::Kubelet(machine) => write!(f, "the serving certificate of the kubelet on `{machine}`"),
+            Self::DaemonSet { name, ready, wanted } => write!(
+                f,
+                "a controller manager to lead and to count the pods of `{name}` ({ready} of {wanted} ready)"
+            ),
         }
     }
 }
@@ -253,6 +277,18 @@ pub fn judge(expected: &Expectation, seen: &Observation) -> PivotState {
     if *operator {
         waiting.extend(short_of(seen, ImageComponent::KprovOperator));
     }
+    // The temporary controller manager has gone and gives its lease back to nobody. That another one leads shows in what only
+    // it writes.
+    if waiting.is_empty() {
+        let sets = [
+            (ImageComponent::KubeApiserver, control_plane.len()),
+            (ImageComponent::KubeProxy, control_plane.len() + workers.len()),
+        ];
+        waiting.extend(
+            sets.into_iter()
+                .filter_map(|(set, wanted)| uncounted(seen, set, wanted)),
+        );
+    }
     PivotState { waiting }
 }
 
@@ -268,6 +304,13 @@ fn short_of(seen: &Observation, component: ImageComponent) -> Option<Waiting> {
         available,
         wanted,
     })
+}
+
+fn uncounted(seen: &Observation, component: ImageComponent, wanted: usize) -> Option<Waiting> {
+    let name = component.as_str();
+    let set = seen.daemon_sets.iter().find(|d| d.name == name);
+    let ready = set.map_or(0, |d| d.ready);
+    (ready < wanted).then_some(Waiting::DaemonSet { name, ready, wanted })
 }
 
 #[cfg(test)]

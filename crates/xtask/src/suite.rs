@@ -60,7 +60,9 @@ pub(crate) fn run_suite(full: bool) -> Result<()> {
         nextest
             .args(args)
             .envs(variables.iter().map(|(name, value)| (name, value)))
-            .env("KPROV_TEST_FULL", if full { "1" } else { "0" });
+            .env("KPROV_TEST_FULL", if full { "1" } else { "0" })
+            // A failed test tells its error; a backtrace of every error would bury that. Panics keep theirs.
+            .env("RUST_LIB_BACKTRACE", "0");
         run(&mut nextest)
     };
     let outcome = tests(&[]);

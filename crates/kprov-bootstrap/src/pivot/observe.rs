@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt as _};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{DeploymentSeen, Expectation, NodeSeen, Observation, PivotState, PodSeen, judge};
+use super::{DaemonSetSeen, DeploymentSeen, Expectation, NodeSeen, Observation, PivotState, PodSeen, judge};
 use crate::manifests::{CONTROL_PLANE_LABEL, NAME_LABEL, NAMESPACE, REVISION_LABEL};
 
 /// The kubelet's mark on pods that mirror static pods.
@@ -69,15 +69,22 @@ async fn observe_once(client: &Client) -> Result<Observation, ObserveError> {
     let nodes = Api::<Node>::all(client.clone());
     let pods = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
     let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
+    let daemon_sets = Api::<DaemonSet>::namespaced(client.clone(), NAMESPACE);
     let (all, kprov) = (
         ListParams::default(),
         ListParams::default().labels("app.kubernetes.io/managed-by=kprov"),
     );
-    let (nodes, pods, deployments) = futures::try_join!(nodes.list(&all), pods.list(&kprov), deployments.list(&kprov))?;
+    let (nodes, pods, deployments, daemon_sets) = futures::try_join!(
+        nodes.list(&all),
+        pods.list(&kprov),
+        deployments.list(&kprov),
+        daemon_sets.list(&kprov)
+    )?;
     Ok(Observation {
         nodes: join_all(nodes.items.iter().map(|node| node_seen(client, node))).await,
         pods: pods.items.iter().map(pod_seen).collect(),
         deployments: deployments.items.iter().map(deployment_seen).collect(),
+        daemon_sets: daemon_sets.items.iter().map(daemon_set_seen).collect(),
     })
 }
 
@@ -139,6 +146,14 @@ fn deployment_seen(deployment: &Deployment) -> DeploymentSeen {
         name: deployment.name_any(),
         wanted,
         available,
+    }
+}
+
+fn daemon_set_seen(set: &DaemonSet) -> DaemonSetSeen {
+    let ready = set.status.as_ref().map_or(0, |s| s.number_ready);
+    DaemonSetSeen {
+        name: set.name_any(),
+        ready: ready.try_into().unwrap_or_default(),
     }
 }
 

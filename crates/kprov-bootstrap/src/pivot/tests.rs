@@ -43,6 +43,10 @@ fn finished() -> Observation {
         wanted: 2,
         available: 2,
     };
+    let daemon_set = |name: &str, ready| DaemonSetSeen {
+        name: name.into(),
+        ready,
+    };
     Observation {
         nodes: vec![node("cp-0", true), node("cp-1", true), node("w-0", false)],
         pods,
@@ -52,6 +56,7 @@ fn finished() -> Observation {
             deployment("coredns"),
             deployment("kprov-operator"),
         ],
+        daemon_sets: vec![daemon_set("kube-apiserver", 2), daemon_set("kube-proxy", 3)],
     }
 }
 
@@ -151,6 +156,28 @@ fn the_standby_must_be_gone_from_every_machine() {
         }]
     );
     assert_eq!(left[0].to_string(), "the temporary kube-scheduler on `cp-1` to go");
+}
+
+#[test]
+fn a_controller_manager_must_lead() {
+    let uncounted = waiting(|o| o.daemon_sets[1].ready = 2);
+    assert_eq!(
+        uncounted,
+        [Waiting::DaemonSet {
+            name: "kube-proxy",
+            ready: 2,
+            wanted: 3
+        }]
+    );
+    assert_eq!(waiting(|o| o.daemon_sets.clear()).len(), 2);
+    // Of a pod that isn't ready the pod itself tells, and nobody else.
+    let kube_proxy = |o: &mut Observation| {
+        o.pods.pop();
+        o.daemon_sets[1].ready = 2;
+    };
+    assert_eq!(waiting(kube_proxy), [Waiting::KubeProxy(machine("w-0"))]);
+    // More than are expected: machines that nobody expects have it as well.
+    assert_eq!(waiting(|o| o.daemon_sets[1].ready = 4), []);
 }
 
 #[test]

@@ -206,6 +206,6 @@ fn machine(waiting: &Waiting) -> Option<&MachineName> {
         | Waiting::KubeProxy(machine)
         | Waiting::NotReady { machine, .. }
         | Waiting::Kubelet(machine) => Some(machine),
-        Waiting::Deployment { .. } => None,
+        Waiting::Deployment { .. } | Waiting::DaemonSet { .. } => None,
     }
 }
