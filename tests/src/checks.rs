@@ -31,14 +31,13 @@ pub fn self_hosted(kubectl: &Kubectl, payload: &Payload, control_plane: u64, wor
             .cloned()
             .with_context(|| format!("no DaemonSet {name}"))
     };
-    ensure!(
-        set("kube-apiserver")?["status"]["numberReady"] == control_plane,
-        "{sets}"
-    );
-    ensure!(
-        set("kube-proxy")?["status"]["numberReady"] == control_plane + workers,
-        "{sets}"
-    );
+    for (name, wanted) in [
+        ("kube-apiserver", control_plane),
+        ("kube-proxy", control_plane + workers),
+    ] {
+        let status = &set(name)?["status"];
+        ensure!(status["numberReady"] == wanted, "{name}: {status}");
+    }
     let deployments = kubectl.get(&["deploy", "-n", "kube-system"])?;
     for name in ["kube-controller-manager", "kube-scheduler"] {
         let deployment = items(&deployments)
@@ -46,7 +45,8 @@ pub fn self_hosted(kubectl: &Kubectl, payload: &Payload, control_plane: u64, wor
             .with_context(|| format!("no Deployment {name}"))?;
         ensure!(
             deployment["status"]["availableReplicas"] == control_plane,
-            "{deployment}"
+            "{name}: {}",
+            deployment["status"]
         );
     }
     let pods = kubectl.get(&["pods", "-n", "kube-system"])?;
