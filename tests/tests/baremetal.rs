@@ -88,14 +88,21 @@ impl Rack {
         Ok(holders)
     }
 
-    /// Another version, without one connection by SSH, and how many seconds that took.
-    fn upgrade(&self, cluster: &Cluster, chain: &[Payload], next: &Payload, hosts: &[&str]) -> Result<f32> {
+    /// Another version, without one connection by SSH, and how many seconds that took. All hosts but the first `control_plane` are
+    /// workers.
+    fn upgrade(&self, cluster: &Cluster, chain: &[Payload], hosts: &[&str], control_plane: u64) -> Result<f32> {
+        let next = chain.get(1).context("a chain of one release")?;
         let logins = self.logins(hosts)?;
         let start = Instant::now();
         success(&cluster.upgrade_command(chain, &next.version).output()?)?;
         let took = start.elapsed().as_secs_f32();
         let during = self.logins(hosts)? - logins;
         ensure!(during == 0, "{during} SSH connections during an upgrade");
+        let (kubectl, workers) = (cluster.kubectl(next)?, hosts.len() as u64 - control_plane);
+        // Status follows within moments.
+        wait_for("the new version everywhere", Duration::from_mins(1), || {
+            self_hosted(&kubectl, next, control_plane, workers)
+        })?;
         Ok(took)
     }
 
@@ -294,9 +301,8 @@ fn three_and_two_from_a_native_inventory() -> Result<()> {
 
         // Another version: through the API alone. Before Kubernetes 1.22, without surges, that takes minutes for three.
         if let Some(next) = chain.get(1).filter(|_| full()) {
-            let took = rack.upgrade(&cluster, &chain, next, &all)?;
+            let took = rack.upgrade(&cluster, &chain, &["m1", "m2", "m3", "w1"], 3)?;
             eprintln!("{} -> {} after {took:.1} s", payload.version, next.version);
-            self_hosted(&kubectl, next, 3, 1)?;
         }
 
         // The inventory's file is not needed any more.
@@ -397,12 +403,10 @@ fn a_host_that_failed_while_it_was_set_up_is_upgraded_later() -> Result<()> {
         success(&up().output()?)?;
         let kubeconfig = std::fs::read_to_string(cluster.kubeconfig())?;
         ensure!(kubeconfig.contains(&format!("https://{ADDRESS}:6443")), "{kubeconfig}");
-        let kubectl = cluster.kubectl(payload)?;
-        self_hosted(&kubectl, payload, 1, 0)?;
+        self_hosted(&cluster.kubectl(payload)?, payload, 1, 0)?;
         ensure!(rack.holders(ADDRESS, &["node1"])? == ["node1"]);
-        let took = rack.upgrade(&cluster, &chain, next, &["node1"])?;
+        let took = rack.upgrade(&cluster, &chain, &["node1"], 1)?;
         eprintln!("{} -> {} after {took:.1} s", payload.version, next.version);
-        self_hosted(&kubectl, next, 1, 0)?;
         ensure!(rack.holders(ADDRESS, &["node1"])? == ["node1"]);
         cluster.down()?;
         rack.as_before(&before)?;
