@@ -115,7 +115,8 @@ async fn slow_answers_close_nothing_and_reset_nobody() -> Result<()> {
     for visitor in visits {
         answered += visitor.await??;
     }
-    ensure!(answered > 20, "only {answered} visits");
+    // Four at a time, each for as long as an answer takes: how many more than two rounds is up to the machine.
+    ensure!(answered >= 8, "only {answered} visits");
     assert!(!closing.is_finished(), "the listener was closed");
     closing.abort();
     Ok(())
