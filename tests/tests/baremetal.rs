@@ -21,7 +21,7 @@ ip route show | sed 's/^/route /'
 for save in iptables-save ip6tables-save; do $save 2>/dev/null | grep -- '^-' | sed "s/^/$save /"; done
 awk '{ print "mount", $5 }' /proc/self/mountinfo
 for d in /etc /etc/kprov /etc/kubernetes /etc/containerd /etc/cni /var/lib /var/lib/kprov /var/lib/kubelet /var/lib/etcd \
-    /var/lib/containerd /var/lib/cni /var/log /var/log/pods /var/log/containers /usr/libexec /usr/local/bin /run; do
+    /var/lib/containerd /var/lib/cni /var/log /var/log/pods /var/log/containers /usr/libexec /usr/local/bin /opt /run; do
     for f in $(ls -A $d 2>/dev/null); do echo "file $d/$f"; done
 done | grep -vxE 'file /run/(xtables.lock|mount)|file /etc/kprov'
 find /sys/fs/cgroup -type d -name 'kubepods*' | sed 's/^/cgroup /'

@@ -48,8 +48,10 @@ pub async fn version_text(directory: &Utf8Path) -> Option<String> {
     Some(version.trim_start_matches('v').to_owned())
 }
 
-/// Snapshotters and tracing, which nothing here uses and which cost start-up time.
+/// Snapshotters and tracing, which nothing here uses and which cost start-up time; and what makes directories below `/opt` for
+/// `ctr install`.
 const DISABLED: &[&str] = &[
+    "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.tracing",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.blockfile",

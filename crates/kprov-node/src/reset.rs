@@ -38,6 +38,8 @@ const DIRECTORIES: &[&str] = &[
     paths::ETCD_DATA,
     "/var/lib/containerd",
     "/run/containerd",
+    // The socket for plugins of containerd 2 (NRI).
+    "/run/nri",
     "/etc/containerd",
     "/etc/containerd/certs.d",
     "/etc/cni/net.d",

@@ -234,7 +234,7 @@ remember() {
     [ -d $etc/before ] && return
     mkdir -p $etc/before.new
     for path in /etc/containerd /etc/containerd/config.toml /etc/containerd/certs.d /etc/cni /etc/cni/net.d /etc/kubernetes /var/lib/etcd /var/lib/kubelet \
-        /var/lib/containerd /var/lib/cni /usr/libexec/kubernetes /var/log/pods /var/log/containers /var/log/kubernetes /run/containerd /run/netns /opt/cni; do
+        /var/lib/containerd /var/lib/cni /usr/libexec/kubernetes /var/log/pods /var/log/containers /var/log/kubernetes /run/containerd /run/nri /run/netns /opt/cni; do
         # A directory that is empty ends in a slash.
         if [ -d "$path" ] && [ -z "$(ls -A "$path")" ]; then echo "$path/"; elif [ -e "$path" ]; then echo "$path"; fi
     done >$etc/before.new/paths
