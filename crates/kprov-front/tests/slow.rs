@@ -109,14 +109,15 @@ async fn slow_answers_close_nothing_and_reset_nobody() -> Result<()> {
     assert!(stands(local(2, port), Standing::Slow)(&front.watch().borrow()));
     backend.set_delay(Duration::ZERO);
     until(&front, "it to be up", stands(local(2, port), Standing::Up)).await;
+    // Quick answers as well: of slow ones four visitors get hardly twenty.
+    sleep(Duration::from_secs(1)).await;
 
     stop.store(true, Ordering::SeqCst);
     let mut answered = 0;
     for visitor in visits {
         answered += visitor.await??;
     }
-    // Four at a time, each for as long as an answer takes: how many more than two rounds is up to the machine.
-    ensure!(answered >= 8, "only {answered} visits");
+    ensure!(answered > 20, "only {answered} visits");
     assert!(!closing.is_finished(), "the listener was closed");
     closing.abort();
     Ok(())
